@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the kernels of spectrum-preserving sparsification."""
