@@ -1,1 +1,22 @@
-"""Arrays in, arrays out: the kernels of spectrum-preserving sparsification."""
+"""Arrays in, arrays out: the kernels of spectrum-preserving sparsification.
+
+`sparsify` is the pipeline score, budget, draw, value; `randomized_svd` gives the low rank that
+spectral scores are made of; `oracle` is the NumPy reference of all of it. Arrays are NumPy, torch
+or CuPy; `backend` chooses the kernels from the array's type and device.
+"""
+
+from spectral_kernels.laws import GROUP_NAMES, LAW_NAMES, SCORE_NAMES
+from spectral_kernels.sparsify import Sparse, check_weight, entries_to_keep, histogram, sparsify
+from spectral_kernels.stream import stream_id
+
+__all__ = [
+    "GROUP_NAMES",
+    "LAW_NAMES",
+    "SCORE_NAMES",
+    "Sparse",
+    "check_weight",
+    "entries_to_keep",
+    "histogram",
+    "sparsify",
+    "stream_id",
+]

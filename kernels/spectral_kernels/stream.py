@@ -63,7 +63,7 @@ def words(
     first = column_offset // 4
     quads = np.arange(first, -(-(column_offset + n) // 4), dtype=np.uint64)[None, :]
     outputs = philox4x32(
-        (quads, rows & np.uint64(WORD_MASK), rows >> np.uint64(32), np.uint64(stream)[None, None]),
+        (quads, rows & np.uint64(WORD_MASK), rows >> np.uint64(32), np.asarray(stream, np.uint64)),
         split_seed(seed),
     )
     interleaved = np.stack(outputs, axis=-1).reshape(m, -1)

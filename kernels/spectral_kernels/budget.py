@@ -1,0 +1,301 @@
+"""The budget in integers: from a histogram of scores to the c of a law or the K-th largest score.
+
+A score is a non-negative float32, so its bit pattern orders as the score does. A histogram bins the
+pattern by its leading 13 bits (exponent and 5 mantissa bits) and carries per bin the count and the
+sum of the remaining 18 bits, zeros left out. Both are integers: they do not depend on the order of
+summation, and histograms of shards merge by addition. Within a bin all scores share an exponent, so
+the sum of the scores is exact from the two.
+
+The functions here are plain scalar Python that Numba can compile: the oracle runs them as they
+stand, the CPU kernels compiled, and both give the same bits. In them
+
+- x is a score scaled by a power of two, 2^(127 - top), that puts the largest in [1, 2) ([2, 4) at
+  the very end of the float32 range); `value_of` maps a bit pattern to x;
+- `budget` is K, the number of entries to keep;
+- sum p is within 1e-3 of K for any scores, as long as K is at least 1e-4 of the entries (below
+  that the 2^-24 grid of p shows). Where the histogram cannot promise this, it names the bin to
+  refine: the counts of that bin's 2^18 values give the exact answer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numba.extending import register_jitable
+
+from spectral_kernels.laws import Shape
+from spectral_kernels.stream import UNIT
+
+LOW_BITS = 18
+LOW_MASK = (1 << LOW_BITS) - 1
+BINS = 1 << 13
+#: Bins from here on hold infinities and NaN.
+FINITE_BINS = 255 << 5
+#: The model error of the cut bin above which it is refined, as a share of K.
+MODEL_ERROR = 2.0**-11
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+#: One integer per bin or value: a list to plain Python, an int64 array to compiled code.
+Counts: TypeAlias = Sequence[int]
+
+# Numba freezes globals as constants; these names keep the enum out of the compiled code.
+_L1, _L2, _HYBRID = int(Shape.L1), int(Shape.L2), int(Shape.HYBRID)
+_MAXIMUM, _TRIMMED = int(Shape.MAXIMUM), int(Shape.TRIMMED)
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compilable(function: Function) -> Function:
+    """The function as it stands, which compiled code may call too."""
+    register_jitable(error_model="numpy")(function)
+    return function
+
+
+@compilable
+def top_exponent(last_bin: int) -> int:
+    """The exponent field that x is scaled by: of the largest score, kept within 1..253."""
+    return min(max(last_bin >> 5, 1), 253)
+
+
+@compilable
+def value_of(bits: int, top: int) -> float:
+    """x of a float32 bit pattern."""
+    exponent = bits >> 23
+    significand = bits & 0x7FFFFF
+    if exponent > 0:
+        significand += 0x800000
+    else:
+        exponent = 1
+    return math.ldexp(float(significand), exponent - 23 - top)
+
+
+@compilable
+def law_value(shape: int, alpha: float, beta: float, x: float) -> float:
+    """g(x)."""
+    if shape == _L1:
+        return x
+    if shape == _L2:
+        return x * x
+    if shape == _HYBRID:
+        return alpha * x + beta * (x * x)
+    if shape == _MAXIMUM:
+        return max(x, beta * (x * x))
+    return x * x if x >= alpha else 0.0
+
+
+@compilable
+def bin_moments(count: int, low: int, b: int, top: int) -> tuple[float, float]:
+    """The sum of x over a bin, exact, and the sum of x^2, to a relative 2e-4.
+
+    Var x is between 0 and width^2 / 4; it is taken as that of a uniform spread about the mean.
+    """
+    unit = math.ldexp(1.0, max(b >> 5, 1) - 23 - top)
+    n = float(count)
+    mean = value_of(b << LOW_BITS, top) + unit * (float(low) / n)
+    width = unit * (1 << LOW_BITS)
+    return n * mean, n * (mean * mean) + (n - 1.0) * (width * width / 12.0)
+
+
+@compilable
+def bin_mass(
+    count: int, low: int, b: int, top: int, shape: int, alpha: float, beta: float
+) -> float:
+    """The sum of g(x) over a bin."""
+    if count == 0:
+        return 0.0
+    first, second = bin_moments(count, low, b, top)
+    if shape == _L1:
+        return first
+    if shape == _HYBRID:
+        return alpha * first + beta * second
+    if shape == _MAXIMUM:
+        return max(first, beta * second)
+    return second
+
+
+@compilable
+def occupied(count: Counts) -> tuple[int, int]:
+    """The first and last nonempty bin; first > last if there is none."""
+    first, last = 0, FINITE_BINS - 1
+    while first < FINITE_BINS and count[first] == 0:
+        first += 1
+    while last >= first and count[last] == 0:
+        last -= 1
+    return first, last
+
+
+@compilable
+def coefficients(
+    count: Counts, low: Counts, first: int, last: int, top: int,
+    shape: int, parameter: float, shape_sum: int, budget: int,
+) -> tuple[float, float, int]:  # fmt: skip
+    """alpha and beta of HYBRID and TRIMMED, and the first bin that may be kept.
+
+    `shape_sum` is m + n of the matrix that the group is.
+    """
+    if shape not in (_HYBRID, _TRIMMED):
+        return 0.0, 0.0, first
+    l1, frobenius2 = 0.0, 0.0
+    for b in range(first, last + 1):
+        if count[b] > 0:
+            s1, s2 = bin_moments(count[b], low[b], b, top)
+            l1 += s1
+            frobenius2 += s2
+    if shape == _HYBRID:
+        linear, square = parameter / l1, (1.0 - parameter) / frobenius2
+        total = linear + square
+        return float(np.float32(linear / total)), float(np.float32(square / total)), first
+    scale = 14.0 * shape_sum * math.log(shape_sum / math.sqrt(2.0)) / budget
+    trim = math.sqrt(scale * frobenius2) / shape_sum
+    kept = 0
+    b = last
+    # Downwards to the trim, and past it if it would leave fewer than the budget.
+    while b > first:
+        kept += count[b]
+        if value_of(b << LOW_BITS, top) <= trim and kept >= budget:
+            break
+        b -= 1
+    return value_of(b << LOW_BITS, top), 0.0, b
+
+
+@compilable
+def solve_bins(
+    count: Counts, low: Counts, first: int, last: int, top: int,
+    shape: int, alpha: float, beta: float, budget: int,
+) -> tuple[float, int, int, float]:  # fmt: skip
+    """c with sum min(1, c g(x)) = budget, from the histogram.
+
+    Returns:
+        (c, cut, above, below). cut is -1 where c is within the promised error; else c is a model,
+        and bin `cut` must be refined, with `above` entries over it and a mass `below` under it.
+    """
+    remaining = 0
+    for b in range(first, last + 1):
+        remaining += count[b]
+    if budget >= remaining:
+        return math.inf, -1, 0, 0.0
+    below, mass = 0.0, 0.0
+    cut = last
+    # Going up, the first edge at which c = 1 / g(edge) would already keep too few; all the entries
+    # from it on are capped, and the cap itself lies in the bin before it.
+    for b in range(first, last + 1):
+        g = law_value(shape, alpha, beta, value_of(b << LOW_BITS, top))
+        if float(remaining) * g + (below + mass) < float(budget) * g:
+            cut = b - 1
+            break
+        below += mass
+        mass = bin_mass(count[b], low[b], b, top, shape, alpha, beta)
+        remaining -= count[b]
+    n = float(count[cut])
+    lower = law_value(shape, alpha, beta, value_of(cut << LOW_BITS, top))
+    upper = law_value(shape, alpha, beta, value_of((cut + 1) << LOW_BITS, top))
+    c = float(budget - remaining) / (below + mass)
+    if cut == last and c * upper <= 1.0:
+        return c, -1, 0, 0.0  # nothing is capped
+    if c * mass > n and below > 0.0:
+        c = (float(budget - remaining) - n) / below
+    # Jensen against the chord: the most that the split of the cut bin can change sum p.
+    error = n * (upper / lower - 1.0) / 4.0 if lower > 0.0 else n
+    return c, cut if error > budget * MODEL_ERROR else -1, remaining, below
+
+
+@compilable
+def solve_values(
+    low: Counts, multiplicity: Counts, cut: int, above: int, below: float, top: int,
+    shape: int, alpha: float, beta: float, budget: int,
+) -> float:  # fmt: skip
+    """c where the scores of the cut bin are known: `multiplicity` entries end in each `low`.
+
+    `low` ascends. Arguments from `cut` on are those of `solve_bins`.
+    """
+    remaining = above
+    for k in range(len(low)):
+        remaining += multiplicity[k]
+    mass = 0.0
+    for k in range(len(low)):
+        g = law_value(shape, alpha, beta, value_of((cut << LOW_BITS) + low[k], top))
+        if float(remaining) * g + (below + mass) < float(budget) * g:
+            break
+        mass += float(multiplicity[k]) * g
+        remaining -= multiplicity[k]
+    return float(budget - remaining) / (below + mass)
+
+
+@compilable
+def maximum_weight(
+    count: Counts, low: Counts, first: int, last: int, top: int, tau: float, budget: int
+) -> float:
+    """beta of MAXIMUM for which the solved c is beta * tau, by bisection; 0 where it is L1."""
+    kept = 0
+    for b in range(first, last + 1):
+        kept += count[b]
+    if tau >= 1.0 or budget >= kept:
+        return 0.0
+    low_beta, high_beta = -120.0, 120.0
+    for _ in range(60):
+        middle = 0.5 * (low_beta + high_beta)
+        beta = 2.0**middle
+        c = solve_bins(count, low, first, last, top, _MAXIMUM, 0.0, beta, budget)[0]
+        if c > beta * tau:
+            low_beta = middle
+        else:
+            high_beta = middle
+    return float(np.float32(2.0**high_beta))
+
+
+@compilable
+def prepare(
+    count: Counts, low: Counts, shape: int, parameter: float, m: int, n: int, budget: int
+) -> tuple[float, float, int, int, int]:
+    """(alpha, beta, first, last, top) of a group that is an m x n matrix; first > last if zero.
+
+    `parameter` is alpha of HYBRID or kappa of MAXIMUM, whose tau is kappa / n.
+    """
+    first, last = occupied(count)
+    if first > last:
+        return 0.0, 0.0, first, last, 127
+    top = top_exponent(last)
+    alpha, beta, first = coefficients(count, low, first, last, top, shape, parameter, m + n, budget)
+    if shape == _MAXIMUM:
+        beta = maximum_weight(count, low, first, last, top, parameter / n, budget)
+    return alpha, beta, first, last, top
+
+
+@compilable
+def unit_scale(c: float) -> float:
+    """C = fl32(c 2^24), the factor that the kernels multiply g(x) by; finite, so that C * 0 = 0."""
+    return min(float(np.float32(min(c * UNIT, FLOAT32_MAX))), FLOAT32_MAX)
+
+
+@compilable
+def power_scale(top: int) -> float:
+    """The exact power of two that turns a score into x."""
+    return math.ldexp(1.0, 127 - top)
+
+
+@compilable
+def find_rank(count: Counts, budget: int) -> tuple[int, int]:
+    """The bin of the budget-th largest score, and how many scores lie above that bin.
+
+    The bin is -1 where fewer than `budget` scores are positive.
+    """
+    above = 0
+    b = FINITE_BINS - 1
+    while b >= 0 and above + count[b] < budget:
+        above += count[b]
+        b -= 1
+    return b, above
+
+
+@compilable
+def find_rank_value(
+    low: Counts, multiplicity: Counts, above: int, budget: int
+) -> tuple[int, int, int]:
+    """(low bits of the budget-th largest score, how many equal it, how many of those to keep)."""
+    k = len(low) - 1
+    while above + multiplicity[k] < budget:
+        above += multiplicity[k]
+        k -= 1
+    return low[k], multiplicity[k], budget - above

@@ -1,0 +1,210 @@
+"""What every CPU kernel does to one block of a row, in scratch arrays that stay in the L1 cache.
+
+A block is at most BLOCK consecutive entries of one row. Each step is one plain loop over the block,
+which LLVM vectorises; the flags (kind, base, shape) are tested once a block, so one compiled kernel
+serves the whole table of scores and laws. Products are rounded one by one: Numba does not contract
+to fused multiply-adds unless told to.
+
+Arrays arrive as slices that start at the block: an index that may be negative, as the compiler sees
+any sum, would turn vector loads into gathers. Storage is told by dtype and `kind`: 16-bit formats
+travel as uint16.
+"""
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from spectral_kernels.laws import Base, Shape
+from spectral_kernels.stream import KEY_INCREMENTS, MULTIPLIERS, ROUNDS, UNIT, WORD_MASK
+
+BLOCK = 1024
+NATIVE, FLOAT16, BFLOAT16 = 0, 1, 2
+
+_PRINCIPAL, _ALIGNED, _MIXTURE = int(Base.PRINCIPAL), int(Base.ALIGNED), int(Base.MIXTURE)
+_L1, _L2, _HYBRID, _MAXIMUM = int(Shape.L1), int(Shape.L2), int(Shape.HYBRID), int(Shape.MAXIMUM)
+_M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
+_W0, _W1 = np.uint64(KEY_INCREMENTS[0]), np.uint64(KEY_INCREMENTS[1])
+_MASK, _HALF_WORD = np.uint64(WORD_MASK), np.uint64(32)
+_ROUNDS = ROUNDS
+_UNIT = np.float32(UNIT)
+_UNIT_STEP = np.float32(1.0 / UNIT)
+_FLOAT16_SHIFT = np.float32(2.0**112)
+
+
+def load(src, kind, count, a, bits, scratch):
+    """a[:count] = src as float32; `bits` is a seen as uint32."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(load)
+def _load(src, kind, count, a, bits, scratch):
+    if src.dtype == types.uint16:
+
+        def load16(src, kind, count, a, bits, scratch):
+            if kind == BFLOAT16:
+                for k in range(count):
+                    bits[k] = np.uint32(src[k]) << np.uint32(16)
+                return
+            # A float16's exponent and fraction, moved to float32's place, are its value times
+            # 2^-112, subnormals included; infinities and NaN are put back by hand.
+            for k in range(count):
+                bits[k] = (np.uint32(src[k]) & np.uint32(0x7FFF)) << np.uint32(13)
+            for k in range(count):
+                scratch[k] = a[k] * _FLOAT16_SHIFT
+            magnitude = scratch.view(np.uint32)
+            for k in range(count):
+                half = np.uint32(src[k])
+                special = np.uint32(0)
+                if half & np.uint32(0x7C00) == np.uint32(0x7C00):
+                    special = np.uint32(0x7F800000)
+                bits[k] = magnitude[k] | special | ((half & np.uint32(0x8000)) << np.uint32(16))
+
+        return load16
+
+    def load_native(src, kind, count, a, bits, scratch):
+        for k in range(count):
+            a[k] = np.float32(src[k])
+
+    return load_native
+
+
+@njit(cache=True, error_model="numpy")
+def score(base, a, low_rank, count, b_weight, a_weight, row, column, s):
+    """s[:count], the scores of entries a, with their low-rank values and column weights."""
+    if base == _PRINCIPAL:
+        for k in range(count):
+            s[k] = abs(low_rank[k]) if a[k] != 0 else np.float32(0)
+    elif base == _ALIGNED:
+        for k in range(count):
+            product = a[k] * low_rank[k]
+            s[k] = product if product > 0 else np.float32(0)
+    elif base == _MIXTURE:
+        for k in range(count):
+            b = low_rank[k] * b_weight
+            scaled = a[k] * a_weight
+            s[k] = np.sqrt(b * b + scaled * scaled) if a[k] != 0 else np.float32(0)
+    else:
+        for k in range(count):
+            s[k] = abs(a[k])
+    if column.size > 0:
+        for k in range(count):
+            s[k] = s[k] * column[k]
+    if row != np.float32(1):
+        for k in range(count):
+            s[k] = s[k] * row
+
+
+@njit(cache=True, error_model="numpy")
+def probabilities(shape, C, alpha, beta, scale, s, count, t):
+    """t[:count] = min(floor(C g(s * scale)), 2^24)."""
+    if shape == _L1:
+        for k in range(count):
+            t[k] = min(np.floor(C * (s[k] * scale)), _UNIT)
+    elif shape == _L2:
+        for k in range(count):
+            x = s[k] * scale
+            t[k] = min(np.floor(C * (x * x)), _UNIT)
+    elif shape == _HYBRID:
+        for k in range(count):
+            x = s[k] * scale
+            t[k] = min(np.floor(C * (alpha * x + beta * (x * x))), _UNIT)
+    elif shape == _MAXIMUM:
+        for k in range(count):
+            x = s[k] * scale
+            t[k] = min(np.floor(C * max(x, beta * (x * x))), _UNIT)
+    else:
+        for k in range(count):
+            x = s[k] * scale
+            g = x * x if x >= alpha else np.float32(0)
+            t[k] = min(np.floor(C * g), _UNIT)
+
+
+@njit(cache=True, error_model="numpy")
+def draws(row, first_quad, quads, stream, k0, k1, u):
+    """u[:4 * quads]: the draws of a row from column 4 * first_quad on."""
+    c1, c2 = np.uint64(row) & _MASK, np.uint64(row) >> _HALF_WORD
+    eight = np.uint64(8)
+    for q in range(quads):
+        x0, x1, x2, x3 = np.uint64(first_quad + q) & _MASK, c1, c2, np.uint64(stream)
+        key0, key1 = np.uint64(k0), np.uint64(k1)
+        for _ in range(_ROUNDS):
+            product0, product1 = (x0 & _MASK) * _M0, (x2 & _MASK) * _M1
+            x0, x1, x2, x3 = (
+                (product1 >> _HALF_WORD) ^ x1 ^ key0,
+                product1,
+                (product0 >> _HALF_WORD) ^ x3 ^ key1,
+                product0,
+            )
+            key0, key1 = (key0 + _W0) & _MASK, (key1 + _W1) & _MASK
+        u[4 * q] = np.uint32((x0 & _MASK) >> eight)
+        u[4 * q + 1] = np.uint32((x1 & _MASK) >> eight)
+        u[4 * q + 2] = np.uint32((x2 & _MASK) >> eight)
+        u[4 * q + 3] = np.uint32((x3 & _MASK) >> eight)
+
+
+def store_drawn(src, kind, count, a, t, u, rescale, out, scratch):
+    """out = src where u < t, else 0, over t / 2^24 if `rescale`; returns how many are kept."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(store_drawn)
+def _store_drawn(src, kind, count, a, t, u, rescale, out, scratch):
+    if src.dtype == types.uint16:
+
+        def store16(src, kind, count, a, t, u, rescale, out, scratch):
+            kept = np.int32(0)
+            if not rescale:
+                for k in range(count):
+                    keep = np.float32(u[k]) < t[k]
+                    out[k] = src[k] if keep else np.uint16(0)
+                    kept += np.int32(keep)
+                return kept
+            for k in range(count):
+                keep = np.float32(u[k]) < t[k]
+                scratch[k] = a[k] / (t[k] * _UNIT_STEP) if keep else np.float32(0)
+                kept += np.int32(keep)
+            bits = scratch.view(np.uint32)
+            if kind == BFLOAT16:
+                for k in range(count):
+                    odd = (bits[k] >> np.uint32(16)) & np.uint32(1)
+                    rounded = (bits[k] + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+                    out[k] = np.uint16(rounded)
+                return kept
+            for k in range(count):
+                # Adding 1/2 leaves a float16 subnormal, rounded, in the low bits of the sum.
+                t[k] = abs(scratch[k]) + np.float32(0.5)
+            small = t.view(np.uint32)
+            for k in range(count):
+                magnitude = bits[k] & np.uint32(0x7FFFFFFF)
+                odd = (magnitude >> np.uint32(13)) & np.uint32(1)
+                normal = (magnitude - np.uint32(112 << 23) + np.uint32(0xFFF) + odd) >> np.uint32(
+                    13
+                )
+                half = min(normal, np.uint32(0x7C00))
+                if magnitude < np.uint32(0x38800000):
+                    half = small[k] - np.uint32(0x3F000000)
+                out[k] = np.uint16(half | ((bits[k] >> np.uint32(16)) & np.uint32(0x8000)))
+            return kept
+
+        return store16
+
+    one = src.dtype.bitwidth == 64
+    step = 1.0 / UNIT if one else np.float32(1.0 / UNIT)
+    zero = 0.0 if one else np.float32(0.0)
+    wide = np.float64 if one else np.float32
+
+    def store_native(src, kind, count, a, t, u, rescale, out, scratch):
+        kept = np.int32(0)
+        if rescale:
+            for k in range(count):
+                keep = np.float32(u[k]) < t[k]
+                out[k] = src[k] / (wide(t[k]) * step) if keep else zero
+                kept += np.int32(keep)
+        else:
+            for k in range(count):
+                keep = np.float32(u[k]) < t[k]
+                out[k] = src[k] if keep else zero
+                kept += np.int32(keep)
+        return kept
+
+    return store_native

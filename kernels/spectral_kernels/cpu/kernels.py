@@ -1,0 +1,223 @@
+"""The parallel CPU kernels. Each reads the matrix once; the last two write the result once.
+
+`src` and `out` are the (m, n) matrix, row-major, as flat arrays; `low_rank` the rows of
+B = U_k S_k V_k^T in step with it, or empty; `row` and `column` the vectors of the score, or empty.
+Work is cut into units of one column block of one row, dealt out to `tasks` equal runs.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from spectral_kernels import budget as bg
+from spectral_kernels.cpu.blocks import BLOCK, draws, load, probabilities, score, store_drawn
+
+_LOW_BITS = np.uint32(bg.LOW_BITS)
+_LOW_MASK = np.uint32(bg.LOW_MASK)
+_BINS = bg.BINS
+_VALUES = 1 << bg.LOW_BITS
+# A packed bin: 22 bits of count over 42 bits of sum, enough for 2^22 entries of 18 low bits.
+_SUM_BITS, _SUM_MASK = np.uint64(42), np.uint64((1 << 42) - 1)
+_ONE = np.uint64(1 << 42)
+_MAX_HELD = (1 << 22) - 1
+
+
+@njit(cache=True, error_model="numpy")
+def line():
+    """Scratch for one block. (Rows of one 2-D array would not be typed as contiguous.)"""
+    return np.empty(BLOCK, np.float32)
+
+
+@njit(cache=True, error_model="numpy")
+def scored_block(src, kind, n, i, j, count, base, low_rank, weights, row, column, a, s, scratch):
+    """Load a block into a and its scores into s."""
+    start = i * n + j
+    load(src[start : start + count], kind, count, a, a.view(np.uint32), scratch)
+    weight = row[i] if row.size > 0 else np.float32(1)
+    b = low_rank[start : start + count]
+    score(base, a, b, count, weights[0], weights[1], weight, column[j : j + count], s)
+
+
+@njit(cache=True, error_model="numpy")
+def unpack(packed, count, low):
+    """Move the packed counts and sums to where they cannot overflow."""
+    for b in range(_BINS):
+        count[b] += np.int64(packed[b] >> _SUM_BITS)
+        low[b] += np.int64(packed[b] & _SUM_MASK)
+        packed[b] = 0
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def histogram(src, kind, m, n, base, low_rank, weights, row, column, tasks):
+    """(count, low), int64 (8192,) each, zeros left out."""
+    per_row = (n + BLOCK - 1) // BLOCK
+    units = m * per_row
+    counts = np.zeros((tasks, _BINS), np.int64)
+    lows = np.zeros((tasks, _BINS), np.int64)
+    for task in prange(tasks):
+        a, s, scratch = line(), line(), line()
+        bits = s.view(np.uint32)
+        # One addition an entry: the count in the upper bits, the sum of the low bits under it.
+        packed = np.zeros(_BINS, np.uint64)
+        zeros, held = 0, 0
+        for unit in range(units * task // tasks, units * (task + 1) // tasks):
+            i, j = unit // per_row, unit % per_row * BLOCK
+            size = min(BLOCK, n - j)
+            scored_block(
+                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+            )
+            for k in range(size):
+                packed[bits[k] >> _LOW_BITS] += _ONE + np.uint64(bits[k] & _LOW_MASK)
+            for k in range(size):
+                zeros += bits[k] == 0
+            held += size
+            if held > _MAX_HELD - BLOCK:
+                unpack(packed, counts[task], lows[task])
+                held = 0
+        unpack(packed, counts[task], lows[task])
+        counts[task, 0] -= zeros
+    return counts.sum(axis=0), lows.sum(axis=0)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def refine(src, kind, m, n, base, low_rank, weights, row, column, cut, tasks):
+    """How many entries of bin `cut` have each value of the low 18 bits; int64 (2^18,).
+
+    A task counts in uint32: it must see fewer than 2^32 entries.
+    """
+    per_row = (n + BLOCK - 1) // BLOCK
+    units = m * per_row
+    counts = np.zeros((tasks, _VALUES), np.uint32)
+    for task in prange(tasks):
+        a, s, scratch = line(), line(), line()
+        bits = s.view(np.uint32)
+        count = counts[task]
+        for unit in range(units * task // tasks, units * (task + 1) // tasks):
+            i, j = unit // per_row, unit % per_row * BLOCK
+            size = min(BLOCK, n - j)
+            scored_block(
+                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+            )
+            for k in range(size):
+                if bits[k] >> _LOW_BITS == cut:
+                    count[bits[k] & _LOW_MASK] += 1
+    total = np.zeros(_VALUES, np.int64)
+    for task in range(tasks):
+        total += counts[task]
+    if cut == 0:
+        total[0] = 0
+    return total
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def count_ties(src, kind, m, n, base, low_rank, weights, row, column, threshold):
+    """How many scores of each row equal the bit pattern `threshold`; int64 (m,)."""
+    ties = np.zeros(m, np.int64)
+    for i in prange(m):
+        a, s, scratch = line(), line(), line()
+        bits = s.view(np.uint32)
+        found = 0
+        for j in range(0, n, BLOCK):
+            size = min(BLOCK, n - j)
+            scored_block(
+                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+            )
+            for k in range(size):
+                found += bits[k] == threshold
+        ties[i] = found
+    return ties
+
+
+@njit(cache=True, error_model="numpy")
+def tie_column(src, kind, n, i, base, low_rank, weights, row, column, threshold, wanted):
+    """The column just after the `wanted`-th score of row i that equals `threshold`."""
+    a, s, scratch = line(), line(), line()
+    bits = s.view(np.uint32)
+    found = 0
+    for j in range(0, n, BLOCK):
+        size = min(BLOCK, n - j)
+        scored_block(src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch)
+        for k in range(size):
+            found += bits[k] == threshold
+            if found == wanted:
+                return j + k + 1
+    return n
+
+
+@njit(cache=True, error_model="numpy")
+def select(x, a, bits, threshold, ties, first, last, y):
+    """y = x where the score is over the threshold, or equals it and `ties`; counts the nonzero."""
+    least = np.uint32(threshold) + np.uint32(0 if ties else 1)
+    zero = x.dtype.type(0)
+    kept = np.int32(0)
+    for k in range(np.uint64(first), np.uint64(last)):
+        keep = bits[k] >= least
+        y[k] = x[k] if keep else zero
+        kept += np.int32(keep and a[k] != 0)
+    return kept
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def keep_largest(
+    src, out, kind, m, n, base, low_rank, weights, row, column, thresholds, tie_stops, by_row, tasks
+):
+    """out = src where the score is over its group's threshold, or ties with it early enough.
+
+    A tie is kept at an index under the group's `tie_stop`: the flat index where the group is the
+    tensor, the column where it is a row. Returns the number of entries of `out` that are not zero.
+    """
+    per_row = (n + BLOCK - 1) // BLOCK
+    units = m * per_row
+    kept = np.zeros(tasks, np.int64)
+    for task in prange(tasks):
+        a, s, scratch = line(), line(), line()
+        bits = s.view(np.uint32)
+        total = 0
+        for unit in range(units * task // tasks, units * (task + 1) // tasks):
+            i, j = unit // per_row, unit % per_row * BLOCK
+            size = min(BLOCK, n - j)
+            scored_block(
+                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+            )
+            start = i * n + j
+            threshold = thresholds[i if by_row else 0]
+            # Ties before tie_stop are kept: there the comparison is >=, after it >.
+            early = min(max(tie_stops[i if by_row else 0] - (j if by_row else start), 0), size)
+            x, y = src[start : start + size], out[start : start + size]
+            total += select(x, a, bits, threshold, True, 0, early, y)
+            total += select(x, a, bits, threshold, False, early, size, y)
+        kept[task] = total
+    return kept.sum()
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def sample(
+    src, out, kind, m, n, base, low_rank, weights, row, column, laws, by_row, shape, rescale,
+    k0, k1, stream, row_offset, column_offset, tasks,
+):  # fmt: skip
+    """Score, law, draw and value in one pass; laws is float32 (groups, 4): C, alpha, beta, scale.
+
+    Returns the number of entries kept.
+    """
+    per_row = (n + BLOCK - 1) // BLOCK
+    units = m * per_row
+    kept = np.zeros(tasks, np.int64)
+    for task in prange(tasks):
+        a, s, t, scratch = line(), line(), line(), line()
+        u = np.empty(BLOCK + 8, np.uint32)
+        total = 0
+        for unit in range(units * task // tasks, units * (task + 1) // tasks):
+            i, j = unit // per_row, unit % per_row * BLOCK
+            size = min(BLOCK, n - j)
+            scored_block(
+                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+            )
+            C, alpha, beta, scale = laws[i if by_row else 0]
+            probabilities(shape, C, alpha, beta, scale, s, size, t)
+            first = (j + column_offset) // 4
+            skip = j + column_offset - 4 * first
+            draws(i + row_offset, first, (skip + size + 3) // 4, stream, k0, k1, u)
+            start = i * n + j
+            x, y = src[start : start + size], out[start : start + size]
+            total += store_drawn(x, kind, size, a, t, u[skip:], rescale, y, scratch)
+        kept[task] = total
+    return kept.sum()

@@ -1,0 +1,78 @@
+"""Row statistics and the row vectors that laws make of them.
+
+Sums run over integers, so that no order of summation shows: each entry is cut to a fixed point
+chosen from its row's largest entry, with as many bits as the row's length leaves in an int64.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_kernels.budget import compilable
+
+Float32 = NDArray[np.float32]
+
+
+@compilable
+def fixed_point_shift(n: int, exponent: int) -> int:
+    """Entries below 2^exponent, n of them, times 2^shift: their integer sum fits in an int64."""
+    bits = 0
+    while n >> bits > 0:
+        bits += 1
+    return 62 - bits - exponent
+
+
+def row_l1(magnitude: Float32) -> Float32:
+    """||A_i||_1 of each row of |A| (m, n), rounded once to float32: the oracle of the kernels."""
+    sums = np.zeros(len(magnitude), np.float32)
+    for i, row in enumerate(magnitude.astype(np.float64)):
+        largest = float(row.max(initial=0.0))
+        if largest > 0.0:
+            shift = fixed_point_shift(row.size, math.frexp(largest)[1])
+            total = int(np.ldexp(row, shift).astype(np.int64).sum())
+            sums[i] = np.float32(math.ldexp(float(total), -shift))
+    return sums
+
+
+def row_l1_weights(l1: Float32) -> Float32:
+    """Row vector of "row-l1": p_ij ~ |A_ij| ||A_i||_1, scaled so that the largest weight is 1."""
+    largest = np.float32(l1.max(initial=0.0))
+    return l1 / largest if largest > 0 else l1
+
+
+def bernstein_row_weights(l1: Float32, n: int, budget: int, delta: float = 0.1) -> Float32:
+    """Row vector rho_i / ||A_i||_1 of "bernstein", up to a common factor.
+
+    Achlioptas, Karnin, Liberty, "Near-optimal entrywise sampling for data matrices", NIPS 2013.
+    With z_i = ||A_i||_1 / ||A||_1, s = `budget`, L = ln((m + n) / delta), alpha = sqrt(L / s) and
+    beta = L / (3 s),
+
+        rho_i(zeta) = (alpha z_i / (2 zeta) + sqrt((alpha z_i / (2 zeta))^2 + beta z_i / zeta))^2,
+
+    and zeta solves sum rho_i = 1; the sum falls as zeta grows, so bisection finds it. delta is the
+    probability with which the paper's error bound may fail.
+    """
+    total = float(l1.astype(np.float64).sum())
+    if total == 0.0:
+        return np.zeros_like(l1)
+    z = l1.astype(np.float64) / total
+    log_term = math.log((len(l1) + n) / delta)
+    alpha, beta = math.sqrt(log_term / budget), log_term / (3.0 * budget)
+
+    def rho(zeta: float) -> NDArray[np.float64]:
+        half = alpha * z / (2.0 * zeta)
+        return (half + np.sqrt(half * half + beta * z / zeta)) ** 2
+
+    lower, upper = 1e-12, 1.0
+    while float(rho(upper).sum()) > 1.0:
+        upper *= 2.0
+    for _ in range(200):
+        middle = math.sqrt(lower * upper)
+        if float(rho(middle).sum()) > 1.0:
+            lower = middle
+        else:
+            upper = middle
+    weights = np.divide(rho(upper), z, out=np.zeros_like(z), where=z > 0)
+    scaled: Float32 = (weights / weights.max()).astype(np.float32)
+    return scaled

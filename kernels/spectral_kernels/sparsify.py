@@ -1,0 +1,350 @@
+"""One pipeline for every method: score, budget, draw, value, on whatever backend the array has."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_kernels import budget as bg
+from spectral_kernels.backend import (
+    DTYPES,
+    Backend,
+    Draw,
+    Int64,
+    LawTable,
+    Matrix,
+    Scoring,
+    Thresholds,
+    backend_for,
+)
+from spectral_kernels.laws import (
+    BASES,
+    GROUP_NAMES,
+    SCORE_NAMES,
+    Base,
+    Law,
+    am07_constant,
+    named_law,
+)
+from spectral_kernels.rows import bernstein_row_weights, row_l1_weights
+
+#: Longer rows are solved one by one, as tensors: their scores would not stay in a core's cache.
+LONGEST_CACHED_ROW = 1 << 16
+#: p is never under 2^-24, so that dividing by it adds at most this to an exponent.
+RESCALE_EXPONENT = 24
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What `sparsify` made.
+
+    weight: same kind, dtype and shape as the input. nnz: its number of nonzeros.
+    c: of p = min(1, c g(s)), the median over rows where each row is a group; the threshold itself
+    where nothing is drawn.
+    """
+
+    weight: Any
+    nnz: int
+    c: float
+
+
+def check_weight(weight: Any, argument: str = "weight") -> Backend:
+    """The backend of an array that can be sparsified.
+
+    Raises:
+        TypeError: not an array of a known kind, or a dtype that is not one of `DTYPES`.
+        ValueError: fewer than two dimensions, or empty.
+    """
+    backend = backend_for(weight, argument)
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"{argument}: expected dtype {', '.join(DTYPES)}; got {dtype}")
+    if weight.ndim < 2:
+        raise ValueError(
+            f"{argument}: expected two dimensions or more; got shape {tuple(weight.shape)}"
+        )
+    if math.prod(weight.shape) == 0:
+        raise ValueError(
+            f"{argument}: expected at least one entry; got shape {tuple(weight.shape)}"
+        )
+    return backend
+
+
+def entries_to_keep(size: int, sparsity: float) -> int:
+    """K = size - round(sparsity * size), ties to even.
+
+    Raises:
+        TypeError: sparsity is not a number. ValueError: it is not in [0, 1).
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.floating):
+        raise TypeError(f"sparsity: expected a number; got {type(sparsity).__name__}")
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity: expected the fraction of zeros, in [0, 1); got {sparsity!r}")
+    return size - round(float(sparsity) * size)
+
+
+def check_integer(value: Any, argument: str, bits: int) -> int:
+    """`value` as an int in [0, 2^bits)."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{argument}: expected an integer; got {type(value).__name__}")
+    if not 0 <= int(value) < 1 << bits:
+        raise ValueError(f"{argument}: expected an integer in [0, 2^{bits}); got {value}")
+    return int(value)
+
+
+def histogram(
+    weight: Any, *, score: str = "magnitude", factors: tuple[Any, Any] | None = None
+) -> tuple[Int64, Int64]:
+    """(count, low), int64 (8192,) each, of the scores; those of shards merge by addition.
+
+    See `budget`; `oracle.frobenius_curve` reads the layer's error against sparsity off it.
+    """
+    backend = check_weight(weight)
+    A = backend.matrix(weight)
+    return backend.histogram(A, make_scoring(backend, A, score, factors))
+
+
+def make_scoring(
+    backend: Backend,
+    A: Matrix,
+    score: str,
+    factors: tuple[Any, Any] | None,
+    mixture: tuple[float, float] = (0.0, 0.0),
+    row: Any = None,
+    column: Any = None,
+) -> Scoring:
+    """A checked `Scoring`; `factors` are left (m, k) and right (k, n), B = left @ right."""
+    if score not in SCORE_NAMES:
+        raise ValueError(f"score: expected one of {', '.join(SCORE_NAMES)}; got {score!r}")
+    base = BASES[score]
+    left = right = None
+    if base != Base.MAGNITUDE:
+        if factors is None:
+            raise ValueError(
+                f"factors: score {score!r} needs the factors of the low rank; got None"
+            )
+        left, right = (backend.vector(factor) for factor in factors)
+        if left.shape != (A.m, right.shape[0]) or right.shape[1] != A.n:
+            raise ValueError(
+                f"factors: expected shapes ({A.m}, k) and (k, {A.n}); "
+                f"got {tuple(left.shape)} and {tuple(right.shape)}"
+            )
+    for vector, argument, length in ((row, "row", A.m), (column, "column", A.n)):
+        if vector is not None and tuple(vector.shape) != (length,):
+            raise ValueError(f"{argument}: expected shape ({length},); got {tuple(vector.shape)}")
+    return Scoring(
+        base,
+        left,
+        right,
+        mixture,
+        None if row is None else backend.vector(row),
+        None if column is None else backend.vector(column),
+    )
+
+
+def sparsify(
+    weight: Any,
+    *,
+    sparsity: float,
+    law: str = "threshold",
+    law_parameter: float | None = None,
+    rescale: bool = False,
+    score: str = "magnitude",
+    factors: tuple[Any, Any] | None = None,
+    mixture: tuple[float, float] = (0.0, 0.0),
+    row: Any = None,
+    column: Any = None,
+    group: str = "tensor",
+    seed: int = 0,
+    stream: int = 0,
+    row_offset: int = 0,
+    column_offset: int = 0,
+) -> Sparse:
+    """A sparse matrix of the same kind, dtype and shape, drawn by `law` from the scores.
+
+    Args:
+        weight: (m, n) or more dimensions, seen as (shape[0], -1); NumPy, torch or CuPy.
+        sparsity: fraction of zeros in [0, 1); K = size - round(sparsity * size) entries are kept,
+            exactly under "threshold", on average under the other laws.
+        law, law_parameter: see `laws`. rescale: divide a kept entry by its probability, which
+            makes the result exactly unbiased.
+        score, factors: see `laws.Base`; left (m, k) and right (k, n) of B. mixture: (b, a).
+        row, column: float32 (m,) and (n,) factors of the score, or None.
+        group: "tensor", or "row" to give every row its own budget of n - round(sparsity * n).
+        seed, stream, row_offset, column_offset: where the draws lie, see `stream`.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+    """
+    backend = check_weight(weight)
+    if group not in GROUP_NAMES:
+        raise ValueError(f"group: expected one of {', '.join(GROUP_NAMES)}; got {group!r}")
+    solved_law = named_law(law, law_parameter)
+    A = backend.matrix(weight)
+    per_row = group == "row"
+    budget = entries_to_keep(A.n if per_row else A.size, sparsity)
+    draw = Draw(
+        check_integer(seed, "seed", 64),
+        check_integer(stream, "stream", 32),
+        check_integer(row_offset, "row_offset", 63),
+        check_integer(column_offset, "column_offset", 34),
+    )
+    if solved_law.row_weights != "none":
+        row = _law_row_weights(backend, A, solved_law, row, budget * A.m if per_row else budget)
+    scoring = make_scoring(backend, A, score, factors, mixture, row, column)
+    result = backend.empty_like(weight)
+    out = backend.matrix(result)
+    pipeline = _Pipeline(backend, solved_law, rescale, budget)
+    if per_row and A.n > LONGEST_CACHED_ROW:
+        nnz, cs = pipeline.run_rows_one_by_one(A, scoring, draw, out)
+    elif per_row:
+        nnz, cs = pipeline.run_rows(A, scoring, draw, out)
+    else:
+        nnz, cs = pipeline.run(A, scoring, draw, out)
+    return Sparse(result, nnz, float(np.median(cs)))
+
+
+def _law_row_weights(backend: Backend, A: Matrix, law: Law, row: Any, budget: int) -> Any:
+    l1 = backend.row_l1(A)
+    if not np.isfinite(l1).all():
+        _refuse(int((~np.isfinite(l1)).sum()))
+    if law.row_weights == "l1":
+        weights = row_l1_weights(l1)
+    else:
+        weights = bernstein_row_weights(l1, A.n, max(budget, 1))
+    return weights if row is None else weights * np.asarray(row, np.float32)
+
+
+def _refuse(broken: int) -> None:
+    raise ValueError(
+        "weight: expected finite entries whose scores fit float32; "
+        f"got {broken} that are NaN or infinite"
+    )
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """The stages after the score, for one law and budget; each run returns (nnz, c per group)."""
+
+    backend: Backend
+    law: Law
+    rescale: bool
+    budget: int
+
+    def run(
+        self, A: Matrix, scoring: Scoring, draw: Draw, out: Matrix
+    ) -> tuple[int, NDArray[np.float64]]:
+        """The whole matrix as one group."""
+        counts = self.backend.histogram(A, scoring)
+        broken = int(counts[0][bg.FINITE_BINS :].sum())
+        if broken:
+            _refuse(broken)
+        if self._keeps_largest(A.size):
+            thresholds = self._threshold(A, scoring, counts[0].tolist())
+            nnz = self.backend.keep_largest(A, scoring, thresholds, out)
+            return nnz, thresholds.patterns.view(np.float32).astype(np.float64)
+        table = self._solve(A, scoring, counts[0].tolist(), counts[1].tolist())
+        return self._draw(A, scoring, table, draw, out)
+
+    def run_rows(
+        self, A: Matrix, scoring: Scoring, draw: Draw, out: Matrix
+    ) -> tuple[int, NDArray[np.float64]]:
+        """Each row a group of its own."""
+        if self._keeps_largest(A.n):
+            patterns, stops, broken = self.backend.row_thresholds(A, scoring, self.budget)
+            if broken:
+                _refuse(broken)
+            nnz = self.backend.keep_largest(A, scoring, Thresholds(patterns, stops), out)
+            return nnz, patterns.view(np.float32).astype(np.float64)
+        parameters, broken = self.backend.row_laws(
+            A, scoring, self.law.shape, self._parameter(A), self.budget
+        )
+        if broken:
+            _refuse(broken)
+        table = LawTable(parameters, self.law.shape, self.rescale)
+        return self._draw(A, scoring, table, draw, out)
+
+    def run_rows_one_by_one(
+        self, A: Matrix, scoring: Scoring, draw: Draw, out: Matrix
+    ) -> tuple[int, NDArray[np.float64]]:
+        """As `run_rows`, for rows too long to be solved in a core's cache."""
+        nnz, cs = 0, []
+        for i in range(A.m):
+            one = slice(i, i + 1)
+            part = Scoring(
+                scoring.base,
+                None if scoring.left is None else scoring.left[one],
+                scoring.right,
+                scoring.weights,
+                None if scoring.row is None else scoring.row[one],
+                scoring.column,
+            )
+            here = Draw(draw.seed, draw.stream, draw.row + i, draw.column)
+            more, c = self.run(_row(A, i), part, here, _row(out, i))
+            nnz += more
+            cs.append(c)
+        return nnz, np.concatenate(cs)
+
+    def _keeps_largest(self, size: int) -> bool:
+        """Whether nothing is left to chance: also where all is kept, or nothing."""
+        return not self.law.draws or self.budget in (0, size)
+
+    def _threshold(self, A: Matrix, scoring: Scoring, count: list[int]) -> Thresholds:
+        if self.budget == 0:
+            return Thresholds(np.array([bg.FINITE_BINS << bg.LOW_BITS], np.uint32))
+        cut, above = bg.find_rank(count, self.budget)
+        if cut < 0:
+            pattern, equal, wanted = 0, A.size - above, self.budget - above
+        else:
+            low, multiplicity = self.backend.refine(A, scoring, cut)
+            value, equal, wanted = bg.find_rank_value(
+                low.tolist(), multiplicity.tolist(), above, self.budget
+            )
+            pattern = (cut << bg.LOW_BITS) + value
+        stop = A.size
+        if wanted < equal:
+            stop = self.backend.tie_stop(A, scoring, pattern, wanted) if wanted else 0
+        return Thresholds(np.array([pattern], np.uint32), np.array([stop], np.int64))
+
+    def _parameter(self, A: Matrix) -> float:
+        if self.law.name == "am07" and self.law.parameter == 0.0:
+            return am07_constant(A.n)
+        return self.law.parameter
+
+    def _solve(self, A: Matrix, scoring: Scoring, count: list[int], low: list[int]) -> LawTable:
+        alpha, beta, first, last, top = bg.prepare(
+            count, low, int(self.law.shape), self._parameter(A), A.m, A.n, self.budget
+        )
+        C = 0.0
+        if first <= last:
+            problem = (top, int(self.law.shape), alpha, beta, self.budget)
+            c, cut, above, below = bg.solve_bins(count, low, first, last, *problem)
+            if cut >= 0:
+                values, multiplicity = self.backend.refine(A, scoring, cut)
+                c = bg.solve_values(
+                    values.tolist(), multiplicity.tolist(), cut, above, below, *problem
+                )
+            C = bg.unit_scale(c)
+        parameters = np.array([[C, alpha, beta, bg.power_scale(top)]], np.float32)
+        return LawTable(parameters, self.law.shape, self.rescale)
+
+    def _draw(
+        self, A: Matrix, scoring: Scoring, table: LawTable, draw: Draw, out: Matrix
+    ) -> tuple[int, NDArray[np.float64]]:
+        nnz = self.backend.sample(A, scoring, table, draw, out)
+        if self.rescale and self._may_overflow(A) and not self.backend.all_finite(out):
+            raise ValueError(
+                f"rescale: some A / p overflow {A.dtype}; "
+                "use rescale=False, another law, or a wider dtype"
+            )
+        C, scale = table.parameters[:, 0].astype(np.float64), table.parameters[:, 3]
+        return nnz, C / 2.0**RESCALE_EXPONENT * scale
+
+    def _may_overflow(self, A: Matrix) -> bool:
+        return A.dtype == "float16"
+
+
+def _row(A: Matrix, i: int) -> Matrix:
+    return Matrix(A.storage[i * A.n : (i + 1) * A.n], 1, A.n, A.dtype)
