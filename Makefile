@@ -1,0 +1,65 @@
+# Everything runs in .venv, which the first target to need it creates from constraints.txt.
+#   make test PYTHON=/usr/bin/python3.12      another interpreter (3.11 or newer)
+#   make test ARGS="-k budget --slow"         arguments for the command that the target runs
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RESULT := .benchmarks/latest.json
+ARGS   ?=
+PIP    := $(BIN)/python -m pip -qq --no-input --disable-pip-version-check
+# On Linux the CPU build, named as such: the plain version brings gigabytes of CUDA libraries.
+TORCH  := $(shell grep '^torch==' constraints.txt)$(if $(filter Linux,$(shell uname -s)),+cpu)
+# Asked only where the configured index lacks that build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+MODERN := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$name" -c '$(MODERN)' 2>/dev/null && echo "$$name" && break; done)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test bench check clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+install: $(STAMP) ## create .venv and install the project with its development tools
+
+demo: $(STAMP) ## prune the demo network with every method; table on screen, plots in demo-out/
+	@$(BIN)/spectral-engine demo $(ARGS)
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP) ## run the speed suite, then print its ratios to a parallel copy
+	@mkdir -p $(dir $(RESULT))
+	@$(BIN)/python -m pytest --benchmark --benchmark-json=$(RESULT) $(ARGS)
+	@$(BIN)/python bench/report.py $(RESULT)
+
+check: $(STAMP) ## lint, formatting, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean: ## remove caches, builds and results
+	@rm -rf build dist demo-out .benchmarks .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	@rm -rf $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c '$(MODERN)' || { \
+		echo "Python 3.11 or newer is needed; none found as '$(PYTHON)'. Try make PYTHON=..." >&2; \
+		exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --constraint constraints.txt --upgrade pip
+	@echo "Installing $(TORCH)"
+	@$(PIP) install --constraint constraints.txt "$(TORCH)" 2>/dev/null || \
+		$(PIP) install --constraint constraints.txt --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	@echo "Installing spectral-engine and its development tools"
+	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt \
+		--editable . --group dev
+	@touch $@

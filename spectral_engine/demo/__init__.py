@@ -1,0 +1,1 @@
+"""The demonstration: a LeNet-300-100 trained on Fashion-MNIST, and the images that test it."""
