@@ -1,0 +1,151 @@
+"""Open a checkpoint of any format, and write it again with some of its tensors changed."""
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+
+from .atomic import replacing_file, replacing_folder
+from .base import Checkpoint, CheckpointFile, Edit, brief
+from .folder import Folder, weight_file
+from .npz_format import NpzFile
+from .safetensors_format import SafetensorsFile, write_safetensors
+from .torch_format import SUFFIXES as TORCH_SUFFIXES
+from .torch_format import TorchFile
+
+Transform = Callable[[str, torch.Tensor], torch.Tensor | None]
+
+_SAFETENSORS = ".safetensors"
+_FORMATS: dict[str, Callable[[Path], CheckpointFile]] = {
+    _SAFETENSORS: SafetensorsFile,
+    ".npz": NpzFile,
+    **dict.fromkeys(TORCH_SUFFIXES, TorchFile),
+}
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a weight file, or a folder of them, to read one tensor at a time.
+
+    `path`: a .safetensors file; a Hugging Face style folder; a .pt, .pth, .bin or .ckpt file that
+    holds a state dict, read without running any code of its pickle; or an .npz file.
+
+    Raises CheckpointError (a ValueError) for a file that is truncated, corrupt or hostile,
+    ValueError for another suffix, OSError where the system cannot read.
+    """
+    path = Path(path)
+    return Folder(path) if path.is_dir() else _open_file(path)
+
+
+def rewrite(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    transform: Transform,
+    *,
+    select: Collection[str] | None = None,
+    force: bool = False,
+) -> None:
+    """Write `source` to `target` with each tensor as `transform(name, tensor)` returns it.
+
+    `transform` gets a private copy and returns a tensor of the same shape and dtype, or None to
+    keep the stored bytes. It is asked in the order of the target, and not for a dtype that torch
+    lacks. Tensors that share their memory are asked for once, under the first of their names.
+    With `select`, it is asked for these names only; the other tensors of a safetensors file are
+    copied in chunks without being loaded.
+
+    A folder gives a folder with the same files, those that hold no weights copied as they are;
+    a file gives a file of its own format, or safetensors. Of a training checkpoint written as
+    safetensors only the state dict is kept.
+
+    The target appears whole or not at all. An existing one is a FileExistsError without `force`;
+    with it, a file is replaced by a file and a checkpoint folder by a folder, and the target may
+    be the source itself.
+
+    Raises what `open_checkpoint` raises; ValueError or TypeError, with the tensor's name, for a
+    result of another shape, dtype or kind; ValueError for names in `select` that are not there.
+    """
+    source, target = Path(source), Path(os.path.abspath(target))
+    if source.is_dir():
+        _check_folders(source, target)
+        with (
+            replacing_folder(target, like=source, force=force) as staging,
+            Folder(source) as folder,
+        ):
+            folder.write(staging, _edit(folder, transform, select))
+        return
+    convert = _is_conversion(source, target)
+    with (
+        replacing_file(target, like=source, force=force) as output,
+        _open_file(source) as checkpoint,
+    ):
+        edit = _edit(checkpoint, transform, select)
+        if convert:
+            write_safetensors(checkpoint, output, edit)
+        else:
+            checkpoint.write(output, edit)
+
+
+def _open_file(path: Path) -> CheckpointFile:
+    os.stat(path)  # A missing file is the first thing to say, whatever its suffix.
+    opener = _FORMATS.get(path.suffix)
+    if opener is None:
+        known = ", ".join(_FORMATS)
+        raise ValueError(f"{path}: expected a folder or a {known} file, found {path.suffix!r}")
+    return opener(path)
+
+
+def _edit(checkpoint: Checkpoint, transform: Transform, select: Collection[str] | None) -> Edit:
+    """`transform` with its result checked, for the names in `select`."""
+    names = checkpoint.names
+    selected = set(names if select is None else select)
+    unknown = selected.difference(names)
+    if unknown:
+        raise ValueError(
+            f"select: expected names in {checkpoint.path}, found {brief(sorted(unknown))}"
+        )
+    selected |= {checkpoint.tied_to(name) or name for name in selected}
+
+    def edit(name: str) -> torch.Tensor | None:
+        if name not in selected or not isinstance(checkpoint.dtype(name), torch.dtype):
+            return None
+        result = transform(name, checkpoint.read(name))
+        return None if result is None else _checked(result, name, checkpoint)
+
+    return edit
+
+
+def _checked(result: torch.Tensor, name: str, checkpoint: Checkpoint) -> torch.Tensor:
+    if not isinstance(result, torch.Tensor):
+        raise TypeError(
+            f"transform of {name!r}: expected a tensor or None, got {type(result).__name__}"
+        )
+    shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
+    if (tuple(result.shape), result.dtype, result.layout) != (shape, dtype, torch.strided):
+        raise ValueError(
+            f"transform of {name!r}: expected a dense tensor of shape {shape} and {dtype},"
+            f" got {tuple(result.shape)}, {result.dtype}, {result.layout}"
+        )
+    return result.detach().cpu()
+
+
+def _is_conversion(source: Path, target: Path) -> bool:
+    """Whether the target is safetensors and the source is not; other changes are refused."""
+    if target.is_dir():
+        raise IsADirectoryError(f"{target}: expected a file to write, found a folder")
+    same = _FORMATS.get(source.suffix) is _FORMATS.get(target.suffix)
+    if not same and target.suffix != _SAFETENSORS:
+        raise ValueError(
+            f"{target}: expected a {source.suffix} or {_SAFETENSORS} file, found {target.suffix!r}"
+        )
+    return not same
+
+
+def _check_folders(source: Path, target: Path) -> None:
+    """Refuse to replace what is no checkpoint, and to write a folder into itself."""
+    if os.path.lexists(target) and not target.is_dir():
+        raise NotADirectoryError(f"{target}: expected a folder to replace, found a file")
+    if target.is_dir() and weight_file(target) is None and any(target.iterdir()):
+        raise FileExistsError(f"{target}: expected a checkpoint folder to replace, found another")
+    here, there = source.resolve(), target.resolve()
+    if here != there and (here.is_relative_to(there) or there.is_relative_to(here)):
+        raise ValueError(f"{target}: expected a folder neither inside nor around {source}")

@@ -1,0 +1,126 @@
+"""How far a sparse matrix's spectrum is from that of the original."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from spectral_kernels.norms import spectral_error
+from spectral_kernels.svd import randomized_svd
+
+from spectral_engine.matrices import as_matrix, frobenius_norm
+
+Method = Literal["auto", "exact", "matrix-free"]
+#: Up to this min(m, n), a full SVD in float64 is cheaper than it is inaccurate to avoid it.
+EXACT_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of S against A.
+
+    spectral: ||A - S||_2 / ||A||_2. frobenius: ||A - S||_F / ||A||_F.
+    singular_values: |sigma_i(S) - sigma_i(A)| / sigma_i(A) of the leading values; where
+    sigma_i(A) is 0, the value is 0 if sigma_i(S) is too, else inf.
+    left_angles, right_angles: principal angles, radians ascending, between the leading left and
+    right singular subspaces (Bjorck, Golub 1973).
+    original, sparse: the leading singular values themselves, descending.
+    """
+
+    spectral: float
+    frobenius: float
+    singular_values: NDArray[np.float64]
+    left_angles: NDArray[np.float64]
+    right_angles: NDArray[np.float64]
+    original: NDArray[np.float64]
+    sparse: NDArray[np.float64]
+
+    @property
+    def mean_singular_value(self) -> float:
+        """Mean relative error of the leading singular values."""
+        return float(self.singular_values.mean())
+
+    def to_dict(self) -> dict[str, float | list[float]]:
+        """Plain numbers and lists."""
+        return {
+            "spectral": self.spectral,
+            "frobenius": self.frobenius,
+            "mean_singular_value": self.mean_singular_value,
+            "singular_values": self.singular_values.tolist(),
+            "left_angles": self.left_angles.tolist(),
+            "right_angles": self.right_angles.tolist(),
+            "original": self.original.tolist(),
+            "sparse": self.sparse.tolist(),
+        }
+
+
+def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto") -> Errors:
+    """Relative errors of `sparse` against `original`, both seen as (shape[0], -1).
+
+    Args:
+        original, sparse: arrays of one shape, each NumPy, torch or CuPy; `sparse` may be a sparse
+            torch tensor.
+        rank: how many leading singular values and vectors are compared, at most min(m, n).
+        method: "exact" takes full SVDs in float64. "matrix-free" uses `randomized_svd` (values to
+            1e-3) and a block Golub-Kahan estimate of ||A - S||_2 (to 1e-3, from below), which
+            never forms the difference. "auto" is exact up to min(m, n) = 512.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+    """
+    if isinstance(sparse, torch.Tensor) and sparse.layout != torch.strided:
+        sparse = sparse.to_dense()
+    if tuple(original.shape) != tuple(sparse.shape):
+        raise ValueError(
+            f"sparse: expected the shape of original, {tuple(original.shape)}; "
+            f"got {tuple(sparse.shape)}"
+        )
+    if method not in ("auto", "exact", "matrix-free"):
+        raise ValueError(f"method: expected auto, exact or matrix-free; got {method!r}")
+    if original.ndim < 2 or 0 in original.shape:
+        raise ValueError(
+            f"original: expected two dimensions or more, none empty; got {tuple(original.shape)}"
+        )
+    A, S = as_matrix(original), as_matrix(sparse)
+    smaller = min(A.shape)
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise TypeError(f"rank: expected an integer; got {type(rank).__name__}")
+    if rank < 1:
+        raise ValueError(f"rank: expected at least 1; got {rank}")
+    rank = min(rank, smaller)
+    norm = frobenius_norm(A)
+    frobenius = _ratio(frobenius_norm(A, S), norm)
+    if method == "exact" or (method == "auto" and smaller <= EXACT_SIZE):
+        A, S = A.double(), S.double()
+        U, sigma, Vh = torch.linalg.svd(A, full_matrices=False)
+        Us, tau, Vsh = torch.linalg.svd(S, full_matrices=False)
+        difference = float(torch.linalg.matrix_norm(A - S, 2))
+        U, Us, Vh, Vsh = U[:, :rank], Us[:, :rank], Vh[:rank], Vsh[:rank]
+        sigma, tau = sigma[:rank], tau[:rank]
+    else:
+        U, sigma, Vh = randomized_svd(A, rank)[:3]
+        Us, tau, Vsh = randomized_svd(S, rank)[:3]
+        difference = float(spectral_error(A, S).value)
+    before, after = (values.double().cpu().numpy() for values in (sigma, tau))
+    return Errors(
+        _ratio(difference, float(before[0])),
+        frobenius,
+        np.array([_ratio(abs(t - s), s) for s, t in zip(before, after, strict=True)]),
+        _angles(U.mT @ Us),
+        _angles(Vh @ Vsh.mT),
+        before,
+        after,
+    )
+
+
+def _ratio(error: float, norm: float) -> float:
+    if norm == 0.0:
+        return 0.0 if error == 0.0 else float("inf")
+    return float(error / norm)
+
+
+def _angles(overlap: torch.Tensor) -> NDArray[np.float64]:
+    cosines = torch.linalg.svdvals(overlap.double()).clamp(max=1.0)
+    angles: NDArray[np.float64] = torch.arccos(cosines).cpu().numpy()
+    return angles

@@ -1,0 +1,88 @@
+"""The preset methods: rows of the table score x law x value, under the names people use.
+
+| method       | score                | law       | value                |
+|--------------|----------------------|-----------|----------------------|
+| magnitude    | |A|                  | threshold | A                    |
+| randomized   | |A|                  | l1        | A / p, unbiased      |
+| principal    | |B|, B = U_k S_k V_k | threshold | A                    |
+| aligned      | max(A * B, 0)        | threshold | A                    |
+
+`law`, `rescale` and `mixture` override a preset's own. Yao, Yu, Koutis (arXiv 2307.08982) call the
+first three thresholding, randomized and principal-component sparsification.
+"""
+
+from dataclasses import dataclass, replace
+
+from spectral_kernels import LAW_NAMES
+from spectral_kernels.laws import LawName, ScoreName
+
+REFITS = ("scale",)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a layer is sparsified; `mixture` is the magnitude's share t of a mixed score."""
+
+    name: str
+    score: ScoreName
+    law: LawName
+    rescale: bool
+    law_parameter: float | None = None
+    mixture: float = 0.0
+    refit: str | None = None
+
+    @property
+    def needs_low_rank(self) -> bool:
+        """Whether the score is made from a truncated SVD."""
+        return self.score != "magnitude"
+
+
+PRESETS: dict[str, Method] = {
+    "magnitude": Method("magnitude", "magnitude", "threshold", rescale=False),
+    "randomized": Method("randomized", "magnitude", "l1", rescale=True),
+    "principal": Method("principal", "principal", "threshold", rescale=False),
+    "aligned": Method("aligned", "aligned", "threshold", rescale=False),
+}
+
+
+def resolve(
+    method: str,
+    *,
+    law: str | None = None,
+    law_parameter: float | None = None,
+    rescale: bool | None = None,
+    mixture: float | None = None,
+    refit: str | None = None,
+) -> Method:
+    """The preset called `method` with what the caller overrides.
+
+    A sampling law given to a preset that keeps the largest rescales only where the score is the
+    magnitude: under a spectral score, E||S - A||_F^2 = sum A^2 (1/p - 1) has no bound.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+    """
+    if method not in PRESETS:
+        raise ValueError(f"method: expected one of {', '.join(PRESETS)}; got {method!r}")
+    chosen = PRESETS[method]
+    if law is not None:
+        if law not in LAW_NAMES:
+            raise ValueError(f"law: expected one of {', '.join(LAW_NAMES)}; got {law!r}")
+        unbiased = law != "threshold" and chosen.score == "magnitude"
+        chosen = replace(chosen, law=law, rescale=unbiased)
+    if rescale is not None:
+        if not isinstance(rescale, bool):
+            raise TypeError(f"rescale: expected True, False or None; got {rescale!r}")
+        if rescale and chosen.law == "threshold":
+            raise ValueError("rescale: law 'threshold' draws nothing to divide by; got True")
+        chosen = replace(chosen, rescale=rescale)
+    if mixture is not None:
+        if chosen.score not in ("principal", "mixture"):
+            raise ValueError(f"mixture: only method 'principal' mixes scores; got {mixture!r}")
+        if not 0.0 <= mixture <= 1.0:
+            raise ValueError(f"mixture: expected the magnitude's share, in [0, 1]; got {mixture!r}")
+        score: ScoreName = "mixture" if mixture > 0.0 else "principal"
+        chosen = replace(chosen, score=score, mixture=float(mixture))
+    if refit is not None and refit not in REFITS:
+        raise ValueError(f"refit: expected None or one of {', '.join(REFITS)}; got {refit!r}")
+    return replace(chosen, law_parameter=law_parameter, refit=refit)
