@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -67,5 +66,5 @@ def plot_spectra(rows: Sequence["Row"], sparsity: float, path: Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    FigureCanvasAgg(figure).print_png(str(path))
+    figure.savefig(path)
     return path

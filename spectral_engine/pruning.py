@@ -51,14 +51,11 @@ def prune(
             and weights are checked before the first weight is changed.
     """
     start = time.perf_counter()
-    chosen, options = check_options(
-        method,
-        sparsity,
-        rank,
-        dict(law=law, law_parameter=law_parameter, rescale=rescale, mixture=mixture, refit=refit),
-        seed=seed,
-        group=group,
-    )
+    overrides = {
+        "law": law, "law_parameter": law_parameter, "rescale": rescale, "mixture": mixture,
+        "refit": refit,
+    }  # fmt: skip
+    chosen, options = check_options(method, sparsity, rank, overrides, seed=seed, group=group)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     wanted = None if targets is None else patterns(targets, "targets")

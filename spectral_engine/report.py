@@ -64,7 +64,7 @@ def layer_report(
 
 @dataclass
 class PruneReport:
-    """What `prune` did; `print` shows it as a table. `seconds` is the whole run, reading included."""
+    """What `prune` did; `print` shows it as a table. `seconds` is the whole run, with reading."""
 
     method: str
     law: str

@@ -19,6 +19,7 @@ from .base import naming, open_regular
 
 PERMISSION_BITS = 0o777
 OWNER_ALL = 0o700
+ANY_FILE = 0o666
 
 
 @contextmanager
@@ -41,10 +42,8 @@ def replacing_file(target: Path, *, force: bool, like: Path | None = None) -> It
     check_replaceable(target, force=force)
     temporary = _temporary(target)
     try:
-        with (
-            naming(target),
-            new_file(temporary, 0o666 if like is None else permissions(like)) as file,
-        ):
+        allowed = ANY_FILE if like is None else permissions(like)
+        with naming(target), new_file(temporary, allowed) as file:
             yield file
         if target.exists():
             os.chmod(temporary, permissions(target))

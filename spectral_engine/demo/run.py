@@ -57,7 +57,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One setting at one sparsity. Errors are those of fc1, the layer that holds 88 % of the weights.
+    """One setting at one sparsity. Errors are those of fc1, which holds 88 % of the weights.
 
     accuracy: on the 10,000 test images. milliseconds: pruning all layers, nothing else.
     singular_values: mean relative error of the leading 64; `before` and `after` are fc1's values.
