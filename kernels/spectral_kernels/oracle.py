@@ -36,6 +36,14 @@ def round_bfloat16(values: Matrix) -> Float32:
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def low_rank(left: Float32, right: Float32) -> Float32:
+    """B = left (m, k) @ right (k, n), summed in order of k, every product and sum rounded."""
+    B = np.zeros((len(left), right.shape[1]), np.float32)
+    for q in range(len(right)):
+        B = B + left[:, q : q + 1] * right[q]
+    return B
+
+
 def score(
     A: Matrix, base: Base = Base.MAGNITUDE, B: Float32 | None = None,
     weights: tuple[float, float] = (0.0, 0.0),

@@ -25,15 +25,15 @@ from spectral_kernels.laws import (
     SCORE_NAMES,
     Base,
     Law,
+    Shape,
     am07_constant,
     named_law,
 )
 from spectral_kernels.rows import bernstein_row_weights, row_l1_weights
+from spectral_kernels.stream import UNIT
 
 #: Longer rows are solved one by one, as tensors: their scores would not stay in a core's cache.
 LONGEST_CACHED_ROW = 1 << 16
-#: p is never under 2^-24, so that dividing by it adds at most this to an exponent.
-RESCALE_EXPONENT = 24
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sparse:
 
     weight: same kind, dtype and shape as the input. nnz: its number of nonzeros.
     c: of p = min(1, c g(s)), the median over rows where each row is a group; the threshold itself
-    where nothing is drawn.
+    where nothing is drawn. g is s or s^2; for "hybrid" and "am07" that of `laws`, c in terms of s.
     """
 
     weight: Any
@@ -334,16 +334,26 @@ class _Pipeline:
         self, A: Matrix, scoring: Scoring, table: LawTable, draw: Draw, out: Matrix
     ) -> tuple[int, NDArray[np.float64]]:
         nnz = self.backend.sample(A, scoring, table, draw, out)
-        if self.rescale and self._may_overflow(A) and not self.backend.all_finite(out):
+        if self.rescale and _may_overflow(A, scoring, table) and not self.backend.all_finite(out):
             raise ValueError(
                 f"rescale: some A / p overflow {A.dtype}; "
                 "use rescale=False, another law, or a wider dtype"
             )
         C, scale = table.parameters[:, 0].astype(np.float64), table.parameters[:, 3]
-        return nnz, C / 2.0**RESCALE_EXPONENT * scale
+        power = 2 if table.shape in (Shape.L2, Shape.TRIMMED) else 1
+        return nnz, C / UNIT * scale.astype(np.float64) ** power
 
-    def _may_overflow(self, A: Matrix) -> bool:
-        return A.dtype == "float16"
+
+def _may_overflow(A: Matrix, scoring: Scoring, table: LawTable) -> bool:
+    """Whether A / p, with p as small as 2^-24, may leave the range of A's dtype.
+
+    float64 has room for any score; float32 and bfloat16 have it unless the scores, where they are
+    the entries themselves, were scaled down from near the end of their range.
+    """
+    if A.dtype == "float16":
+        return True
+    plain = scoring.base == Base.MAGNITUDE and scoring.row is None and scoring.column is None
+    return A.dtype != "float64" and not (plain and bool((table.parameters[:, 3] > 2.0**-100).all()))
 
 
 def _row(A: Matrix, i: int) -> Matrix:

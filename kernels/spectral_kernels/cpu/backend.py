@@ -1,6 +1,7 @@
 """The CPU backend: NumPy arrays and torch CPU tensors, without a copy, to the Numba kernels."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -28,6 +29,8 @@ _NONE = np.empty(0, np.float32)
 #: Tasks that each hold a table of 2^18 counts, 1 MiB.
 _MAX_TABLES = 4
 _MAX_TASK_ENTRIES = 2**31
+#: Entries that are worth one more thread.
+_THREAD_ENTRIES = 1 << 16
 
 
 class CPUBackend:
@@ -66,89 +69,68 @@ class CPUBackend:
         return np.ascontiguousarray(values, np.float32)
 
     def histogram(self, A: Matrix, scoring: Scoring) -> tuple[Int64, Int64]:
-        count, low = np.zeros((2, bg.BINS), np.int64)
-        for part, arguments in _chunks(A, scoring):
-            more = kernels.histogram(part.storage, *arguments, _tasks(part))
-            count += more[0]
-            low += more[1]
+        with _threads(A) as tasks:
+            count, low = kernels.histogram(A.storage, *_arguments(A, scoring), tasks)
         return count, low
 
     def refine(self, A: Matrix, scoring: Scoring, cut: int) -> tuple[Int64, Int64]:
-        total = np.zeros(1, np.int64)
-        for part, arguments in _chunks(A, scoring):
-            tasks = max(min(_tasks(part), _MAX_TABLES), -(-part.size // _MAX_TASK_ENTRIES))
-            total = total + kernels.refine(part.storage, *arguments, cut, tasks)
+        with _threads(A) as tasks:
+            tables = max(min(tasks, _MAX_TABLES), -(-A.size // _MAX_TASK_ENTRIES))
+            total = kernels.refine(A.storage, *_arguments(A, scoring), cut, tables)
         low = np.flatnonzero(total)
         return low, total[low]
 
     def tie_stop(self, A: Matrix, scoring: Scoring, pattern: int, wanted: int) -> int:
-        first_row = 0
-        for part, arguments in _chunks(A, scoring):
-            ties = np.cumsum(kernels.count_ties(part.storage, *arguments, np.uint32(pattern)))
-            if wanted <= ties[-1]:
-                i = int(np.searchsorted(ties, wanted))
-                before = int(ties[i - 1]) if i > 0 else 0
-                kind, _, n, *rest = arguments
-                column = kernels.tie_column(
-                    part.storage, kind, n, i, *rest, np.uint32(pattern), wanted - before
-                )
-                return int((first_row + i) * A.n + column)
-            wanted -= int(ties[-1])
-            first_row += part.m
-        return A.size
+        arguments = _arguments(A, scoring)
+        with _threads(A):
+            ties = np.cumsum(kernels.count_ties(A.storage, *arguments, np.uint32(pattern)))
+        i = int(np.searchsorted(ties, wanted))
+        before = int(ties[i - 1]) if i > 0 else 0
+        kind, _, n, *rest = arguments
+        column = kernels.tie_column(
+            A.storage, kind, n, i, *rest, np.uint32(pattern), wanted - before
+        )
+        return int(i * A.n + column)
 
     def row_laws(
         self, A: Matrix, scoring: Scoring, shape: Shape, parameter: float, budget: int
     ) -> tuple[Float32, int]:
-        laws, broken = [], 0
-        for part, arguments in _chunks(A, scoring):
-            table, bad = rows.row_laws(
-                part.storage, *arguments, int(shape), parameter, budget, _tasks(part)
+        with _threads(A) as tasks:
+            laws, broken = rows.row_laws(
+                A.storage, *_arguments(A, scoring), int(shape), parameter, budget, tasks
             )
-            laws.append(table)
-            broken += int(bad)
-        return np.concatenate(laws), broken
+        return laws, int(broken)
 
     def row_thresholds(self, A: Matrix, scoring: Scoring, budget: int) -> tuple[UInt32, Int64, int]:
-        patterns, stops, broken = [], [], 0
-        for part, arguments in _chunks(A, scoring):
-            found = rows.row_thresholds(part.storage, *arguments, budget, _tasks(part))
-            patterns.append(found[0])
-            stops.append(found[1])
-            broken += int(found[2])
-        return np.concatenate(patterns), np.concatenate(stops), broken
+        with _threads(A) as tasks:
+            patterns, stops, broken = rows.row_thresholds(
+                A.storage, *_arguments(A, scoring), budget, tasks
+            )
+        return patterns, stops, int(broken)
 
     def row_l1(self, A: Matrix) -> Float32:
-        sums: Float32 = rows.row_l1(A.storage, KINDS[A.dtype], A.m, A.n)
+        with _threads(A):
+            sums: Float32 = rows.row_l1(A.storage, KINDS[A.dtype], A.m, A.n)
         return sums
 
     def keep_largest(self, A: Matrix, scoring: Scoring, thresholds: Thresholds, out: Matrix) -> int:
-        kept, first_row = 0, 0
         by_row = len(thresholds.patterns) > 1
-        for part, arguments in _chunks(A, scoring):
-            span = slice(first_row, first_row + part.m) if by_row else slice(None)
-            stops = thresholds.tie_stops[span] - (0 if by_row else first_row * A.n)
-            target = _rows(out, first_row, part.m)
-            kept += kernels.keep_largest(
-                part.storage, target, *arguments, thresholds.patterns[span], stops, by_row,
-                _tasks(part),
+        with _threads(A) as tasks:
+            kept = kernels.keep_largest(
+                A.storage, out.storage, *_arguments(A, scoring), thresholds.patterns,
+                thresholds.tie_stops, by_row, tasks,
             )  # fmt: skip
-            first_row += part.m
         return int(kept)
 
     def sample(self, A: Matrix, scoring: Scoring, law: LawTable, draw: Draw, out: Matrix) -> int:
-        kept, first_row = 0, 0
         by_row = len(law.parameters) > 1
         k0, k1 = split_seed(draw.seed)
-        for part, arguments in _chunks(A, scoring):
-            span = slice(first_row, first_row + part.m) if by_row else slice(None)
-            target = _rows(out, first_row, part.m)
-            kept += kernels.sample(
-                part.storage, target, *arguments, law.parameters[span], by_row, int(law.shape),
-                law.rescale, np.uint64(k0), np.uint64(k1), np.uint64(draw.stream),
-                draw.row + first_row, draw.column, _tasks(part),
+        with _threads(A) as tasks:
+            kept = kernels.sample(
+                A.storage, out.storage, *_arguments(A, scoring), law.parameters, by_row,
+                int(law.shape), law.rescale, np.uint64(k0), np.uint64(k1),
+                np.uint64(draw.stream), draw.row, draw.column, tasks,
             )  # fmt: skip
-            first_row += part.m
         return int(kept)
 
     def all_finite(self, A: Matrix) -> bool:
@@ -157,34 +139,37 @@ class CPUBackend:
         return finite
 
 
-def _tasks(part: Matrix) -> int:
-    """Runs of work: a few per thread, so that an uneven machine does not wait for one of them."""
-    return min(4 * numba.get_num_threads(), -(-part.size // 4096))
+@contextmanager
+def _threads(A: Matrix) -> Iterator[int]:
+    """Let a kernel use as many threads as the matrix is worth; gives the runs of work to cut.
+
+    Waking threads costs more than a small matrix does, most of all where others use the cores.
+    """
+    allowed = numba.get_num_threads()
+    used = max(1, min(allowed, A.size // _THREAD_ENTRIES))
+    numba.set_num_threads(used)
+    try:
+        # A few runs for each thread, so that an uneven machine does not wait for one of them.
+        yield 1 if used == 1 else 4 * used
+    finally:
+        numba.set_num_threads(allowed)
 
 
-def _rows(out: Matrix, first: int, count: int) -> Any:
-    return out.storage[first * out.n : (first + count) * out.n]
-
-
-def _chunks(A: Matrix, scoring: Scoring) -> Iterator[tuple[Matrix, tuple[Any, ...]]]:
-    """The matrix whole, or in runs of rows small enough that B = left @ right is a small buffer."""
-    weights = np.asarray(scoring.weights, np.float32)
-    kind = KINDS[A.dtype]
-    row = _NONE if scoring.row is None else scoring.row
-    column = _NONE if scoring.column is None else scoring.column
-    if scoring.base == Base.MAGNITUDE:
-        yield A, (kind, A.m, A.n, int(scoring.base), _NONE, weights, row, column)
-        return
-    # One part in 64 of input and output together, and at least what keeps a matrix product busy.
-    buffer_bytes = max(1 << 20, 2 * A.storage.nbytes // 64)
-    step = min(A.m, max(1, buffer_bytes // (4 * A.n)))
-    buffer = np.empty((step, A.n), np.float32)
-    for first in range(0, A.m, step):
-        size = min(step, A.m - first)
-        B = np.matmul(scoring.left[first : first + size], scoring.right, out=buffer[:size])
-        part = Matrix(_rows(A, first, size), size, A.n, A.dtype)
-        span = row[first : first + size] if scoring.row is not None else row
-        yield part, (kind, size, A.n, int(scoring.base), B.reshape(-1), weights, span, column)
+def _arguments(A: Matrix, scoring: Scoring) -> tuple[Any, ...]:
+    """What all kernels take after the matrix: kind, shape and score."""
+    factors = (_NONE, _NONE, 0)
+    if scoring.base != Base.MAGNITUDE:
+        factors = (scoring.left.reshape(-1), scoring.right.reshape(-1), scoring.right.shape[0])
+    return (
+        KINDS[A.dtype],
+        A.m,
+        A.n,
+        int(scoring.base),
+        factors,
+        np.asarray(scoring.weights, np.float32),
+        _NONE if scoring.row is None else scoring.row,
+        _NONE if scoring.column is None else scoring.column,
+    )
 
 
 CPU = CPUBackend()

@@ -69,20 +69,50 @@ def _load(src, kind, count, a, bits, scratch):
 
 
 @njit(cache=True, error_model="numpy")
-def score(base, a, low_rank, count, b_weight, a_weight, row, column, s):
+def low_rank_block(left, right, rank, n, i, j, count, b):
+    """b[:count] = B[i, j:j + count], B = left @ right, summed in order of rank, product by product.
+
+    The order is that of `oracle.low_rank`, so that B has the same bits whatever the block; eight
+    terms at a time, since every term would otherwise load and store b.
+    """
+    b[:count] = np.float32(0)
+    first = i * rank
+    eights = rank // 8 * 8
+    for q in range(0, eights, 8):
+        l0, l1, l2, l3, l4, l5, l6, l7 = (
+            left[first + q], left[first + q + 1], left[first + q + 2], left[first + q + 3],
+            left[first + q + 4], left[first + q + 5], left[first + q + 6], left[first + q + 7],
+        )  # fmt: skip
+        at = q * n + j
+        r0, r1 = right[at : at + count], right[at + n : at + n + count]
+        r2, r3 = right[at + 2 * n : at + 2 * n + count], right[at + 3 * n : at + 3 * n + count]
+        r4, r5 = right[at + 4 * n : at + 4 * n + count], right[at + 5 * n : at + 5 * n + count]
+        r6, r7 = right[at + 6 * n : at + 6 * n + count], right[at + 7 * n : at + 7 * n + count]
+        for k in range(count):
+            x = (((b[k] + l0 * r0[k]) + l1 * r1[k]) + l2 * r2[k]) + l3 * r3[k]
+            b[k] = (((x + l4 * r4[k]) + l5 * r5[k]) + l6 * r6[k]) + l7 * r7[k]
+    for q in range(eights, rank):
+        factor = left[first + q]
+        terms = right[q * n + j : q * n + j + count]
+        for k in range(count):
+            b[k] = b[k] + factor * terms[k]
+
+
+@njit(cache=True, error_model="numpy")
+def score(base, a, b, count, b_weight, a_weight, row, column, s):
     """s[:count], the scores of entries a, with their low-rank values and column weights."""
     if base == _PRINCIPAL:
         for k in range(count):
-            s[k] = abs(low_rank[k]) if a[k] != 0 else np.float32(0)
+            s[k] = abs(b[k]) if a[k] != 0 else np.float32(0)
     elif base == _ALIGNED:
         for k in range(count):
-            product = a[k] * low_rank[k]
+            product = a[k] * b[k]
             s[k] = product if product > 0 else np.float32(0)
     elif base == _MIXTURE:
         for k in range(count):
-            b = low_rank[k] * b_weight
-            scaled = a[k] * a_weight
-            s[k] = np.sqrt(b * b + scaled * scaled) if a[k] != 0 else np.float32(0)
+            low = b[k] * b_weight
+            full = a[k] * a_weight
+            s[k] = np.sqrt(low * low + full * full) if a[k] != 0 else np.float32(0)
     else:
         for k in range(count):
             s[k] = abs(a[k])

@@ -1,19 +1,30 @@
 """The parallel CPU kernels. Each reads the matrix once; the last two write the result once.
 
-`src` and `out` are the (m, n) matrix, row-major, as flat arrays; `low_rank` the rows of
-B = U_k S_k V_k^T in step with it, or empty; `row` and `column` the vectors of the score, or empty.
-Work is cut into units of one column block of one row, dealt out to `tasks` equal runs.
+`src` and `out` are the (m, n) matrix, row-major, as flat arrays; `factors` are left (m, k) and
+right (k, n), flat, and k, of B = left @ right, or empty and 0; `row` and `column` the vectors of
+the score, or empty. Work is cut into units of one column block of one row, dealt out to `tasks`
+equal runs.
 """
 
 import numpy as np
 from numba import njit, prange
 
 from spectral_kernels import budget as bg
-from spectral_kernels.cpu.blocks import BLOCK, draws, load, probabilities, score, store_drawn
+from spectral_kernels.cpu.blocks import (
+    BLOCK,
+    draws,
+    load,
+    low_rank_block,
+    probabilities,
+    score,
+    store_drawn,
+)
 
 _LOW_BITS = np.uint32(bg.LOW_BITS)
 _LOW_MASK = np.uint32(bg.LOW_MASK)
 _BINS = bg.BINS
+#: Rows that are worked on together under a low-rank score.
+STRIP = 32
 _VALUES = 1 << bg.LOW_BITS
 # A packed bin: 22 bits of count over 42 bits of sum, enough for 2^22 entries of 18 low bits.
 _SUM_BITS, _SUM_MASK = np.uint64(42), np.uint64((1 << 42) - 1)
@@ -28,13 +39,30 @@ def line():
 
 
 @njit(cache=True, error_model="numpy")
-def scored_block(src, kind, n, i, j, count, base, low_rank, weights, row, column, a, s, scratch):
+def scored_block(src, kind, n, i, j, count, base, factors, weights, row, column, a, s, scratch):
     """Load a block into a and its scores into s."""
     start = i * n + j
     load(src[start : start + count], kind, count, a, a.view(np.uint32), scratch)
     weight = row[i] if row.size > 0 else np.float32(1)
-    b = low_rank[start : start + count]
-    score(base, a, b, count, weights[0], weights[1], weight, column[j : j + count], s)
+    left, right, rank = factors
+    if rank > 0:
+        low_rank_block(left, right, rank, n, i, j, count, scratch)
+    score(base, a, scratch, count, weights[0], weights[1], weight, column[j : j + count], s)
+
+
+@njit(cache=True, error_model="numpy")
+def place(unit, per_row, m, factors):
+    """Row and first column of a unit of work.
+
+    Units follow the rows; with a low rank they go down a strip of rows first, so that the part of
+    the right factor that they share stays in the cache.
+    """
+    if factors[2] == 0:
+        return unit // per_row, unit % per_row * BLOCK
+    first = unit // (STRIP * per_row) * STRIP
+    rows = min(STRIP, m - first)
+    rest = unit % (STRIP * per_row)
+    return first + rest % rows, rest // rows * BLOCK
 
 
 @njit(cache=True, error_model="numpy")
@@ -47,7 +75,7 @@ def unpack(packed, count, low):
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def histogram(src, kind, m, n, base, low_rank, weights, row, column, tasks):
+def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
     """(count, low), int64 (8192,) each, zeros left out."""
     per_row = (n + BLOCK - 1) // BLOCK
     units = m * per_row
@@ -60,10 +88,10 @@ def histogram(src, kind, m, n, base, low_rank, weights, row, column, tasks):
         packed = np.zeros(_BINS, np.uint64)
         zeros, held = 0, 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
-            i, j = unit // per_row, unit % per_row * BLOCK
+            i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
             scored_block(
-                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+                src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             for k in range(size):
                 packed[bits[k] >> _LOW_BITS] += _ONE + np.uint64(bits[k] & _LOW_MASK)
@@ -79,7 +107,7 @@ def histogram(src, kind, m, n, base, low_rank, weights, row, column, tasks):
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def refine(src, kind, m, n, base, low_rank, weights, row, column, cut, tasks):
+def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
     """How many entries of bin `cut` have each value of the low 18 bits; int64 (2^18,).
 
     A task counts in uint32: it must see fewer than 2^32 entries.
@@ -92,10 +120,10 @@ def refine(src, kind, m, n, base, low_rank, weights, row, column, cut, tasks):
         bits = s.view(np.uint32)
         count = counts[task]
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
-            i, j = unit // per_row, unit % per_row * BLOCK
+            i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
             scored_block(
-                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+                src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             for k in range(size):
                 if bits[k] >> _LOW_BITS == cut:
@@ -109,7 +137,7 @@ def refine(src, kind, m, n, base, low_rank, weights, row, column, cut, tasks):
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def count_ties(src, kind, m, n, base, low_rank, weights, row, column, threshold):
+def count_ties(src, kind, m, n, base, factors, weights, row, column, threshold):
     """How many scores of each row equal the bit pattern `threshold`; int64 (m,)."""
     ties = np.zeros(m, np.int64)
     for i in prange(m):
@@ -119,7 +147,7 @@ def count_ties(src, kind, m, n, base, low_rank, weights, row, column, threshold)
         for j in range(0, n, BLOCK):
             size = min(BLOCK, n - j)
             scored_block(
-                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+                src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             for k in range(size):
                 found += bits[k] == threshold
@@ -128,14 +156,14 @@ def count_ties(src, kind, m, n, base, low_rank, weights, row, column, threshold)
 
 
 @njit(cache=True, error_model="numpy")
-def tie_column(src, kind, n, i, base, low_rank, weights, row, column, threshold, wanted):
+def tie_column(src, kind, n, i, base, factors, weights, row, column, threshold, wanted):
     """The column just after the `wanted`-th score of row i that equals `threshold`."""
     a, s, scratch = line(), line(), line()
     bits = s.view(np.uint32)
     found = 0
     for j in range(0, n, BLOCK):
         size = min(BLOCK, n - j)
-        scored_block(src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch)
+        scored_block(src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch)
         for k in range(size):
             found += bits[k] == threshold
             if found == wanted:
@@ -158,7 +186,7 @@ def select(x, a, bits, threshold, ties, first, last, y):
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def keep_largest(
-    src, out, kind, m, n, base, low_rank, weights, row, column, thresholds, tie_stops, by_row, tasks
+    src, out, kind, m, n, base, factors, weights, row, column, thresholds, tie_stops, by_row, tasks
 ):
     """out = src where the score is over its group's threshold, or ties with it early enough.
 
@@ -173,10 +201,10 @@ def keep_largest(
         bits = s.view(np.uint32)
         total = 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
-            i, j = unit // per_row, unit % per_row * BLOCK
+            i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
             scored_block(
-                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+                src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             start = i * n + j
             threshold = thresholds[i if by_row else 0]
@@ -191,7 +219,7 @@ def keep_largest(
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def sample(
-    src, out, kind, m, n, base, low_rank, weights, row, column, laws, by_row, shape, rescale,
+    src, out, kind, m, n, base, factors, weights, row, column, laws, by_row, shape, rescale,
     k0, k1, stream, row_offset, column_offset, tasks,
 ):  # fmt: skip
     """Score, law, draw and value in one pass; laws is float32 (groups, 4): C, alpha, beta, scale.
@@ -206,10 +234,10 @@ def sample(
         u = np.empty(BLOCK + 8, np.uint32)
         total = 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
-            i, j = unit // per_row, unit % per_row * BLOCK
+            i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
             scored_block(
-                src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch
+                src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             C, alpha, beta, scale = laws[i if by_row else 0]
             probabilities(shape, C, alpha, beta, scale, s, size, t)

@@ -17,12 +17,12 @@ _NOT_FINITE = np.uint32(bg.FINITE_BINS << bg.LOW_BITS)
 
 
 @njit(cache=True, error_model="numpy")
-def score_row(src, kind, n, i, base, low_rank, weights, row, column, a, s, scratch, patterns):
+def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, patterns):
     """The scores of row i, as bit patterns."""
     bits = s.view(np.uint32)
     for j in range(0, n, BLOCK):
         size = min(BLOCK, n - j)
-        scored_block(src, kind, n, i, j, size, base, low_rank, weights, row, column, a, s, scratch)
+        scored_block(src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch)
         patterns[j : j + size] = bits[:size]
 
 
@@ -91,9 +91,7 @@ def solve_row(patterns, count, low, m, shape, parameter, budget):
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def row_laws(
-    src, kind, m, n, base, low_rank, weights, row, column, shape, parameter, budget, tasks
-):
+def row_laws(src, kind, m, n, base, factors, weights, row, column, shape, parameter, budget, tasks):
     """(C, alpha, beta, scale) of each row, float32 (m, 4), and how many scores are not finite."""
     laws = np.empty((m, 4), np.float32)
     broken = np.zeros(tasks, np.int64)
@@ -102,16 +100,14 @@ def row_laws(
         patterns = np.empty(n, np.uint32)
         count, low = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
         for i in range(m * task // tasks, m * (task + 1) // tasks):
-            score_row(
-                src, kind, n, i, base, low_rank, weights, row, column, a, s, scratch, patterns
-            )
+            score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, patterns)
             broken[task] += not_finite(patterns)
             laws[i] = solve_row(patterns, count, low, 1, shape, parameter, budget)
     return laws, broken.sum()
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def row_thresholds(src, kind, m, n, base, low_rank, weights, row, column, budget, tasks):
+def row_thresholds(src, kind, m, n, base, factors, weights, row, column, budget, tasks):
     """Per row the budget-th largest score, as a bit pattern, and the column before which ties stay.
 
     Also how many scores are not finite.
@@ -124,9 +120,7 @@ def row_thresholds(src, kind, m, n, base, low_rank, weights, row, column, budget
         patterns = np.empty(n, np.uint32)
         count, low = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
         for i in range(m * task // tasks, m * (task + 1) // tasks):
-            score_row(
-                src, kind, n, i, base, low_rank, weights, row, column, a, s, scratch, patterns
-            )
+            score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, patterns)
             broken[task] += not_finite(patterns)
             bin_row(patterns, count, low)
             b, above = bg.find_rank(count, budget)
