@@ -17,6 +17,9 @@ MODERN := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$name" -c '$(MODERN)' 2>/dev/null && echo "$$name" && break; done)
 
+# Threads that spin while they wait would take the cores from each other's pools.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test bench check clean distclean

@@ -1,0 +1,1 @@
+"""Speed and quality, measured: the speed suite (`test_speed`, `report`) and scripts."""

@@ -1,0 +1,58 @@
+"""One matrix, and all that the implementations of an operation are given with it."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from spectral_kernels import entries_to_keep, sparsify
+from spectral_kernels.backend import Matrix, backend_for
+
+RANK = 64
+
+
+def rank_of(size: int) -> int:
+    """The rank of the factors of a (size, size) matrix."""
+    return min(RANK, size)
+
+
+class Problem:
+    """A (size, size) of standard normal entries, and float32 factors of a low rank as its score."""
+
+    def __init__(self, size: int, dtype: str, sparsity: float, device: str) -> None:
+        generator = torch.Generator().manual_seed(size)
+        self.rank = rank_of(size)
+        self.A = torch.randn((size, size), generator=generator)
+        self.A = self.A.to(getattr(torch, dtype)).to(device)
+        self.left = torch.randn((size, self.rank), generator=generator).to(device)
+        self.right = torch.randn((self.rank, size), generator=generator).to(device)
+        self.sparsity = sparsity
+        self.kept = entries_to_keep(size * size, sparsity)
+        self.kept_per_row = entries_to_keep(size, sparsity)
+        self.backend = backend_for(self.A)
+        self.matrix: Matrix = self.backend.matrix(self.A)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The matrix as the oracle takes it: bfloat16 numbers are carried as float32."""
+        return self.A.cpu().float().numpy()
+
+    @cached_property
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """The factors as the oracle takes them."""
+        return self.left.cpu().numpy(), self.right.cpu().numpy()
+
+    @cached_property
+    def existing(self) -> Any:
+        """An output that is there beforehand, written once so that its pages are too."""
+        return self.backend.empty_like(self.A).copy_(self.A)
+
+    @cached_property
+    def c(self) -> float:
+        """c of p = min(1, c |A|)."""
+        return sparsify(self.A, sparsity=self.sparsity, law="l1").c
+
+    @cached_property
+    def threshold(self) -> float:
+        """The smallest |A| that is kept."""
+        return sparsify(self.A, sparsity=self.sparsity).c

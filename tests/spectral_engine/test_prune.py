@@ -1,0 +1,369 @@
+"""Pruning a model in place: which weights, what stays, and all or nothing."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.utils.prune
+from spectral_kernels import stream_id
+from torch import nn
+
+import spectral_engine as se
+
+
+class Net(nn.Module):
+    """One of each: convolutions, linear layers, what is not pruned, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(12, 8)
+        self.conv1 = nn.Conv1d(4, 6, 3)
+        self.conv2 = nn.Conv2d(4, 6, 3, groups=2)
+        self.conv3 = nn.Conv3d(2, 4, 2)
+        self.up = nn.ConvTranspose2d(3, 3, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.lstm = nn.LSTM(5, 4)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.free = nn.Parameter(torch.randn(3, 3))
+        self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+
+PRUNED = [
+    "conv1.weight", "conv2.weight", "conv3.weight", "attention.out_proj.weight",
+    "head.0.weight", "head.2.weight",
+]  # fmt: skip
+LEFT = [
+    "embed.weight", "up.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0",
+    "attention.in_proj_weight", "free",
+]  # fmt: skip
+
+
+def two(**options) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 8, **options), nn.Linear(8, 8, **options))
+
+
+def names(report: se.PruneReport) -> list[str]:
+    return [layer.name for layer in report.layers]
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_every_weight_is_pruned_or_listed():
+    """Catches a kind of layer forgotten, or a matrix that is left alone without a word."""
+    model = Net()
+    before = state(model)
+    report = se.prune(model, sparsity=0.5)
+    assert sorted(names(report)) == sorted(PRUNED)
+    assert sorted(skipped.name for skipped in report.skipped) == sorted(LEFT)
+    reasons = {skipped.name: skipped.reason for skipped in report.skipped}
+    assert reasons["embed.weight"] == "Embedding.weight is not prunable yet"
+    assert reasons["free"] == "Net.free is not prunable yet"
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in PRUNED), name
+    for layer in report.layers:
+        weight = model.get_parameter(layer.name)
+        assert layer.shape == tuple(weight.shape)
+        assert layer.nnz == int((weight != 0).sum()) == weight.numel() - weight.numel() // 2
+        assert torch.equal(weight, se.sparsify(before[layer.name], sparsity=0.5).weight)
+
+
+def test_parameters_stay_what_they_are():
+    """Catches a weight that is replaced, so that the optimizer goes on with the old one; or
+    requires_grad, the training mode or the dtype lost."""
+    model = Net().to(torch.bfloat16).train()
+    model.head[0].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {name: (id(p), p.dtype, p.requires_grad) for name, p in model.named_parameters()}
+    version = model.head[2].weight._version
+    se.prune(model, "randomized", 0.5)
+    assert before == {
+        name: (id(p), p.dtype, p.requires_grad) for name, p in model.named_parameters()
+    }
+    assert all(p.grad_fn is None for p in model.parameters())
+    assert model.training
+    assert model.head[2].weight._version > version  # autograd notices a stale backward pass
+    model.head(torch.ones(2, 8, dtype=torch.bfloat16)).sum().backward()
+    pruned = model.head[2].weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model.head[2].weight, pruned)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"targets": "Linear"}, ["attention.out_proj.weight", "head.0.weight", "head.2.weight"]),
+        ({"targets": "head.*"}, ["head.0.weight", "head.2.weight"]),
+        ({"targets": "head.0"}, ["head.0.weight"]),
+        ({"targets": "head.0.weight"}, ["head.0.weight"]),
+        ({"targets": r"re:head\.[01]"}, ["head.0.weight"]),
+        ({"targets": r"re:hea"}, None),
+        ({"targets": ("Conv1d", "conv3")}, ["conv1.weight", "conv3.weight"]),
+        ({"targets": {"Conv?d"}}, None),
+        ({"ignore": ["Linear", "conv[12]"]}, ["conv3.weight"]),
+        ({"targets": "Linear", "ignore": ["head.*"]}, ["attention.out_proj.weight"]),
+        ({"targets": "Module", "ignore": "_ConvNd"}, PRUNED[3:]),
+        ({"targets": []}, None),
+        ({"targets": "linear"}, None),
+        ({"targets": "Embedding"}, None),
+    ],
+)
+def test_patterns(options, expected):
+    """Catches a kind of pattern that does not match, matches a part, or ignores case."""
+    model = Net()
+    before = state(model)
+    if expected is None:
+        with pytest.raises(ValueError, match="targets: no prunable weight is left"):
+            se.prune(model, **options)
+        assert same(before, state(model))
+    else:
+        report = se.prune(model, **options)
+        assert names(report) == expected
+        listed = {skipped.name for skipped in report.skipped}
+        assert listed == {*PRUNED, *LEFT} - {*expected}
+        assert report.unmatched == []
+
+
+def test_mistyped_pattern_is_reported():
+    """Catches a mistyped `ignore`, which would let the weight it meant be pruned unseen."""
+    report = se.prune(two(), targets=["Linear", "nope"], ignore=["clasifier", "1"])
+    assert report.unmatched == ["targets 'nope'", "ignore 'clasifier'"]
+    assert "matched no weight: ignore 'clasifier'" in str(report)
+
+
+@pytest.mark.parametrize("argument", ["targets", "ignore"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (["0", "re:("], ValueError, r"regular expression after 're:'; got 're:\('"),
+        (3, TypeError, "expected a string or a list of strings; got 3"),
+        ([3], TypeError, r"expected a string or a list of strings; got \[3\]"),
+        (b"x", TypeError, "expected a string"),
+    ],
+)
+def test_bad_pattern(argument, value, error, message):
+    """Catches a bad pattern that goes unseen behind one that matches first."""
+    with pytest.raises(error, match=f"{argument}: .*{message}"):
+        se.prune(two(), **{argument: value})
+
+
+class Tied(nn.Module):
+    """An embedding and a head of one weight, as in language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(10, 8)
+        self.middle = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 10, bias=False)
+        self.head.weight = self.wte.weight
+
+
+def test_shared_weight_is_pruned_once():
+    """Catches a shared weight that is drawn twice, which keeps a share squared and rescales
+    twice: through one parameter, one module, or one memory."""
+    tied = Tied()
+    layer = nn.Linear(8, 8)
+    again = nn.Linear(8, 8)
+    again.weight.data = layer.weight.data
+    for model, name, shared in (
+        (tied, "head.weight", ("wte.weight",)),
+        (nn.Sequential(layer, nn.ReLU(), layer), "0.weight", ("2.weight",)),
+        (nn.Sequential(again, layer), "0.weight", ("1.weight",)),
+    ):
+        before = model.get_parameter(name).detach().clone()
+        report = se.prune(model, "randomized", 0.5)
+        [row] = [row for row in report.layers if row.name == name]
+        assert row.shared_with == shared
+        assert not {skipped.name for skipped in report.skipped} & {name, *shared}
+        expected = se.sparsify(before, "randomized", 0.5, stream=stream_id(name)).weight
+        assert torch.equal(model.get_parameter(name), expected)
+    assert tied.head.weight is tied.wte.weight
+
+
+@pytest.mark.parametrize("pattern", ["head", "wte", "Embedding", "wte.weight", "re:wte"])
+def test_shared_weight_is_ignored_under_any_name(pattern):
+    """Catches a weight that is pruned though one of its names is to be left alone."""
+    model = Tied()
+    before = model.wte.weight.detach().clone()
+    report = se.prune(model, sparsity=0.5, ignore=pattern)
+    assert names(report) == ["middle.weight"]
+    assert [skipped.name for skipped in report.skipped] == ["head.weight"]
+    assert torch.equal(model.wte.weight, before)
+    assert names(se.prune(Tied(), targets=pattern)) == ["head.weight"]
+
+
+def test_reparametrised_weights_are_listed():
+    """Catches a weight that is computed from others: its ingredients must not go unseen."""
+    masked, normed = nn.Linear(4, 4), nn.Linear(4, 4)
+    torch.nn.utils.prune.l1_unstructured(masked, "weight", 0.5)
+    normed = nn.utils.parametrizations.weight_norm(normed)
+    report = se.prune(nn.Sequential(masked, normed, nn.Linear(4, 4)))
+    assert names(report) == ["2.weight"]
+    assert {skipped.name for skipped in report.skipped} == {
+        "0.weight_orig",
+        "1.parametrizations.weight.original0",
+        "1.parametrizations.weight.original1",
+    }
+
+
+def spoil_nan(layer):
+    layer.weight.data[-1, -1] = float("nan")
+
+
+def spoil_inf(layer):
+    layer.weight.data[-1, -1] = float("inf")
+
+
+def spoil_meta(layer):
+    layer.weight = nn.Parameter(torch.empty(8, 8, device="meta"))
+
+
+def spoil_integer(layer):
+    layer.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+
+
+def spoil_float8(layer):
+    layer.weight = nn.Parameter(torch.ones(8, 8).to(torch.float8_e4m3fn))
+
+
+def spoil_empty(layer):
+    layer.weight = nn.Parameter(torch.ones(0, 8))
+
+
+def spoil_range(layer):
+    layer.weight = nn.Parameter(torch.full((8, 8), 1e300, dtype=torch.float64))
+
+
+def spoil_half(layer):
+    layer.weight = nn.Parameter(torch.full((8, 8), 6e4, dtype=torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "method", "message"),
+    [
+        (spoil_nan, "magnitude", "model: 1.weight holds NaN"),
+        (spoil_inf, "magnitude", "model: 1.weight holds NaN, infinity"),
+        (spoil_meta, "magnitude", "model: 1.weight is on the meta device"),
+        (spoil_integer, "magnitude", "model: 1.weight: expected dtype.*int8"),
+        (spoil_float8, "magnitude", "model: 1.weight: expected dtype.*float8_e4m3fn"),
+        (spoil_empty, "magnitude", r"model: 1.weight: .*\(0, 8\)"),
+        (spoil_range, "magnitude", "model: 1.weight holds .*too large for float32"),
+        (spoil_half, "randomized", "model: 1.weight: rescale: .*overflow float16"),
+    ],
+)
+def test_a_bad_last_layer_leaves_the_model_untouched(spoil, method, message):
+    """Catches weights that are pruned before a later one is refused."""
+    model = two()
+    spoil(model[1])
+    before = model[0].weight.detach().clone()
+    with pytest.raises((ValueError, TypeError), match=message):
+        se.prune(model, method, 0.9)
+    assert torch.equal(model[0].weight, before)
+    se.prune(model, method, 0.9, ignore="1")
+
+
+def test_lazy_layer_is_refused():
+    """Catches a layer that has no weight yet and is taken for one without."""
+    with pytest.raises(ValueError, match=r"model: 1.weight has no shape yet"):
+        se.prune(nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sparsity": 1.0}, ValueError, "sparsity: "),
+        ({"method": "nope"}, ValueError, "method: "),
+        ({"rank": 0}, ValueError, "rank: "),
+        ({"rank": 1.5}, TypeError, "rank: "),
+        ({"seed": -1}, ValueError, "seed: "),
+        ({"group": "nope"}, ValueError, "group: "),
+        ({"law": "nope"}, ValueError, "law: "),
+        ({"refit": "nope"}, ValueError, "refit: "),
+        ({"model": torch.ones(3, 3)}, TypeError, "model: expected a torch.nn.Module; got Tensor"),
+        ({"model": nn.ReLU()}, ValueError, "targets: no prunable weight is left"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    """Catches a mistake that shows only once something has been changed."""
+    model = two()
+    before = state(model)
+    with pytest.raises(error, match=message):
+        se.prune(**{"model": model, **options})
+    assert same(before, state(model))
+
+
+def test_draws_follow_seed_and_name():
+    """Catches layers that share their draws, a seed that is ignored, and draws that depend on the
+    order of the layers or on what else is pruned."""
+
+    def masks(model, seed=0, **options):
+        nn.init.ones_(model["a"].weight)
+        nn.init.ones_(model["b"].weight)
+        se.prune(model, "randomized", 0.5, seed=seed, **options)
+        return {name: layer.weight.detach() != 0 for name, layer in model.items()}
+
+    def make(order="ab"):
+        return nn.ModuleDict({name: nn.Linear(16, 16) for name in order})
+
+    first = masks(make())
+    assert not torch.equal(first["a"], first["b"])
+    for other in (masks(make()), masks(make("ba"))):
+        assert torch.equal(first["a"], other["a"])
+        assert torch.equal(first["b"], other["b"])
+    assert torch.equal(first["b"], masks(make(), targets="b")["b"])
+    assert not torch.equal(first["a"], masks(make(), seed=1)["a"])
+
+
+def test_rank_is_cut_to_small_layers():
+    """Catches a rank for the large layers that a small one refuses."""
+    model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 2))
+    report = se.prune(model, "principal", 0.5, rank=np.int64(10))
+    assert [row.rank for row in report.layers] == [10, 2]
+
+
+def test_report_in_all_its_forms(tmp_path):
+    """Catches a report that cannot be saved, that lost how it was asked for, whose totals are
+    wrong, that overwrites, or that prints a name as markup."""
+    model = nn.ModuleDict({"[bold]a": nn.Linear(8, 6), "[/b]": nn.Linear(6, 4)})
+    model["free"] = nn.Embedding(3, 3)
+    rows = []
+    report = se.prune(
+        model, "principal", 0.5, rank=3, seed=np.int64(7), group="row", measure=True,
+        progress=rows.append,
+    )  # fmt: skip
+    assert rows == report.layers
+    assert (report.size, report.nnz, report.sparsity) == (72, 36, 0.5)
+    plain = report.to_dict()
+    assert plain["seed"] == 7
+    assert (plain["options"]["rank"], plain["options"]["group"]) == (3, "row")
+    assert plain["layers"][0]["spectral"] > 0
+    report.save(tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == json.loads(json.dumps(plain))
+    with pytest.raises(FileExistsError, match="x.json"):
+        report.save(str(tmp_path / "x.json"))
+    report.save(str(tmp_path / "x.json"), force=True)
+    said = str(report)
+    for expected in ("[bold]a.weight", "[/b].weight", "8x6", "2 weights", "left alone", "values"):
+        assert (expected if expected != "8x6" else "6x8") in said
+    assert not re.search(r" +$", said.splitlines()[-1])
+
+
+def test_report_makes_infinities_json():
+    """Catches JSON that other readers refuse: an error against a zero weight is infinite."""
+    model = nn.Linear(4, 4)
+    nn.init.zeros_(model.weight)
+    report = se.prune(model, sparsity=0.5, measure=True)
+    report.layers[0] = type(report.layers[0])(
+        **{**vars(report.layers[0]), "spectral": float("inf")}
+    )
+    assert report.to_dict()["layers"][0]["spectral"] is None
+    json.dumps(report.to_dict(), allow_nan=False)

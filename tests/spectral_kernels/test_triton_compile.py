@@ -1,0 +1,116 @@
+"""The Triton kernels compiled for GPUs that are not there, in processes without interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+
+#: For the other targets, every kernel in one dtype, elementwise and low-rank.
+SOME = [
+    "sample-fp32-aligned", "sample-fp32-l1-rescaled", "keep_largest-bf16", "histogram-bf16",
+    "refine-bf16", "count_between-bf16", "patterns-bf16", "row_l1-bf16", "row_threshold",
+]  # fmt: skip
+RUNS = {"sm_90": [], "sm_80": SOME, "sm_100": SOME, "gfx942": SOME}
+KERNELS = {
+    "sample", "keep_largest", "histogram", "refine", "count_between", "patterns", "row_l1",
+    "row_threshold",
+}  # fmt: skip
+
+
+def run_python(*arguments: str, **environment: str) -> str:
+    """Output of Python with these arguments and kernels that are compiled, not interpreted."""
+    settings = {**os.environ, "TRITON_INTERPRET": "0", **environment}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=settings, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, dict[str, Any]]]:
+    """Target -> variant -> figures. Two processes at a time."""
+
+    def compile_for(target: str) -> dict[str, dict[str, Any]]:
+        lines = run_python("-m", "spectral_kernels.gpu.compile", target, *RUNS[target])
+        found = [json.loads(line) for line in lines.splitlines()]
+        return {line["name"]: line for line in found}
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(RUNS, pool.map(compile_for, RUNS), strict=True))
+
+
+@pytest.mark.parametrize("target", RUNS)
+def test_every_kernel_compiles(compiled: dict[str, Any], target: str) -> None:
+    """A construct that one compiler, NVIDIA's or AMD's, does not take."""
+    assert {name.partition("-")[0] for name in compiled[target]} == KERNELS
+
+
+def test_offsets_into_the_matrix_have_64_bits(compiled: dict[str, Any]) -> None:
+    """An offset computed in 32 bits, which wraps in a tensor of more than 2^31 entries."""
+    for name, figures in compiled["sm_90"].items():
+        # row_threshold reads patterns, whose pointer is moved by 64-bit scalars first.
+        expected = [] if name.startswith("row_threshold") else [64]
+        assert figures["offset_bits"] == expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("sample-fp32-l1-rescaled", 34), ("sample-bf16-l1-rescaled", 32), ("sample-fp32-l1", 24)],
+)
+def test_instructions_of_an_entry(compiled: dict[str, Any], name: str, bound: float) -> None:
+    """Work that creeps into the loop: a second product per round of Philox, a branch to divide."""
+    figures = compiled["sm_90"][name]
+    assert figures["loop_per_entry"] <= bound
+    assert figures["total_per_entry"] <= 40
+
+
+def test_elementwise_kernels_on_sm_90(compiled: dict[str, Any]) -> None:
+    """Narrow loads or stores, spilled registers, an exchange through shared memory."""
+    for name, figures in compiled["sm_90"].items():
+        kernel, _, *label = name.split("-")
+        if kernel not in ("sample", "keep_largest") or figures["matrix_units"]:
+            continue
+        assert figures["local_bytes"] == 0, name
+        if "shifted" not in label:
+            assert figures["load_bits"] == figures["store_bits"] == 128, name
+            assert figures["shared_bytes"] == 0, name
+
+
+def test_low_rank_kernels_use_the_matrix_units(compiled: dict[str, Any]) -> None:
+    """B = left @ right summed on the ordinary cores, or registers spilled around it."""
+    bases = ("principal", "aligned", "mixture")
+    low_rank = [name for name in compiled["sm_90"] if name.endswith(bases)]
+    assert len(low_rank) > 8
+    for name in low_rank:
+        figures = compiled["sm_90"][name]
+        assert figures["matrix_units"], name
+        assert figures["local_bytes"] == 0, name
+
+
+def test_every_launch_binds_its_arguments() -> None:
+    """An argument that a launch misnames, or whose type changes with its value (a seed of 1)."""
+    lines = run_python(str(Path(__file__).with_name("triton_launch.py"))).splitlines()
+    launches = [json.loads(line) for line in lines]
+    assert {launch["kernel"] for launch in launches} == KERNELS
+    for launch in launches:
+        if launch["kernel"] == "sample":
+            assert launch["types"]["stream_id"] == launch["types"]["k0"] == "u32"
+            assert launch["types"]["row_offset"] == launch["types"]["m"] == "i64"
+
+
+def test_import_compiles_nothing(tmp_path: Path) -> None:
+    """An import that starts a CUDA context or the compiler."""
+    code = (
+        "import torch, spectral_kernels.gpu.backend as b; assert b.GPU.name == 'gpu'; "
+        "assert not torch.cuda.is_initialized()"
+    )
+    run_python("-c", code, TRITON_CACHE_DIR=str(tmp_path))
+    assert not any(tmp_path.iterdir())
