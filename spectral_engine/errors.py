@@ -1,5 +1,6 @@
 """How far a sparse matrix's spectrum is from that of the original."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from spectral_kernels.norms import spectral_error
 from spectral_kernels.svd import randomized_svd
 
-from spectral_engine.matrices import as_matrix, frobenius_norm
+from spectral_engine.matrices import as_matrix, check_rank, frobenius_norm, largest_magnitude
 
 Method = Literal["auto", "exact", "matrix-free"]
 #: Up to this min(m, n), a full SVD in float64 is cheaper than it is inaccurate to avoid it.
@@ -24,7 +25,7 @@ class Errors:
     singular_values: |sigma_i(S) - sigma_i(A)| / sigma_i(A) of the leading values; where
     sigma_i(A) is 0, the value is 0 if sigma_i(S) is too, else inf.
     left_angles, right_angles: principal angles, radians ascending, between the leading left and
-    right singular subspaces (Bjorck, Golub 1973).
+    right singular subspaces (Bjorck, Golub 1973); of a matrix-free comparison, between those found.
     original, sparse: the leading singular values themselves, descending.
     """
 
@@ -61,7 +62,7 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto
     Args:
         original, sparse: arrays of one shape, each NumPy, torch or CuPy; `sparse` may be a sparse
             torch tensor.
-        rank: how many leading singular values and vectors are compared, at most min(m, n).
+        rank: how many leading singular values and vectors are compared; min(m, n) if that is less.
         method: "exact" takes full SVDs in float64. "matrix-free" uses `randomized_svd` (values to
             1e-3) and a block Golub-Kahan estimate of ||A - S||_2 (to 1e-3, from below), which
             never forms the difference. "auto" is exact up to min(m, n) = 512.
@@ -69,26 +70,21 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
+    if method not in ("auto", "exact", "matrix-free"):
+        raise ValueError(f"method: expected auto, exact or matrix-free; got {method!r}")
     if isinstance(sparse, torch.Tensor) and sparse.layout != torch.strided:
         sparse = sparse.to_dense()
+    A, S = as_matrix(original, "original"), as_matrix(sparse, "sparse")
     if tuple(original.shape) != tuple(sparse.shape):
         raise ValueError(
             f"sparse: expected the shape of original, {tuple(original.shape)}; "
             f"got {tuple(sparse.shape)}"
         )
-    if method not in ("auto", "exact", "matrix-free"):
-        raise ValueError(f"method: expected auto, exact or matrix-free; got {method!r}")
-    if original.ndim < 2 or 0 in original.shape:
-        raise ValueError(
-            f"original: expected two dimensions or more, none empty; got {tuple(original.shape)}"
-        )
-    A, S = as_matrix(original), as_matrix(sparse)
+    for matrix, argument in ((A, "original"), (S, "sparse")):
+        if not math.isfinite(largest_magnitude(matrix)):
+            raise ValueError(f"{argument}: expected finite entries; got NaN or infinity")
     smaller = min(A.shape)
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise TypeError(f"rank: expected an integer; got {type(rank).__name__}")
-    if rank < 1:
-        raise ValueError(f"rank: expected at least 1; got {rank}")
-    rank = min(rank, smaller)
+    rank = min(check_rank(rank), smaller)
     norm = frobenius_norm(A)
     frobenius = _ratio(frobenius_norm(A, S), norm)
     if method == "exact" or (method == "auto" and smaller <= EXACT_SIZE):
@@ -107,8 +103,8 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto
         _ratio(difference, float(before[0])),
         frobenius,
         np.array([_ratio(abs(t - s), s) for s, t in zip(before, after, strict=True)]),
-        _angles(U.mT @ Us),
-        _angles(Vh @ Vsh.mT),
+        _angles(U, Us),
+        _angles(Vh.mT, Vsh.mT),
         before,
         after,
     )
@@ -120,7 +116,17 @@ def _ratio(error: float, norm: float) -> float:
     return float(error / norm)
 
 
-def _angles(overlap: torch.Tensor) -> NDArray[np.float64]:
-    cosines = torch.linalg.svdvals(overlap.double()).clamp(max=1.0)
-    angles: NDArray[np.float64] = torch.arccos(cosines).cpu().numpy()
+def _angles(first: torch.Tensor, second: torch.Tensor) -> NDArray[np.float64]:
+    """Principal angles, ascending, between the spans of orthonormal columns (m, k).
+
+    Small ones are found by their sines, which a cosine near 1 does not tell apart.
+    """
+    first, second = first.double(), second.double()
+    overlap = first.mT @ second
+    cosines = torch.linalg.svdvals(overlap).clamp(max=1.0)
+    sines = torch.linalg.svdvals(second - first @ overlap).clamp(max=1.0).flip(-1)
+    small = cosines.square() > 0.5
+    angles: NDArray[np.float64] = (
+        torch.where(small, torch.arcsin(sines), torch.arccos(cosines)).cpu().numpy()
+    )
     return angles

@@ -5,13 +5,14 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from spectral_kernels import stream_id
 
 from spectral_engine.checkpoints import open_checkpoint, rewrite
-from spectral_engine.layers import Skipped, patterns, select
-from spectral_engine.pruning import check_options, clamp_rank
+from spectral_engine.layers import Selector, Skipped, matches
+from spectral_engine.pruning import clamp_rank, start_report
 from spectral_engine.report import LayerReport, PruneReport, layer_report
 from spectral_engine.single import sparsify
 
@@ -57,17 +58,14 @@ def prune_file(
         TypeError, ValueError, OSError: name what was wrong; nothing is left half-written.
     """
     start = time.perf_counter()
-    overrides = {
+    options: dict[str, Any] = {
         "law": law, "law_parameter": law_parameter, "rescale": rescale, "mixture": mixture,
-        "refit": refit,
+        "refit": refit, "seed": seed, "group": group,
     }  # fmt: skip
-    chosen, options = check_options(method, sparsity, rank, overrides, seed=seed, group=group)
-    report = PruneReport(chosen.name, chosen.law, float(sparsity), seed)
-    names, report.skipped = _selected(
-        Path(source),
-        None if targets is None else patterns(targets, "targets"),
-        [] if ignore is None else patterns(ignore, "ignore"),
-    )
+    report = start_report(method, sparsity, rank, options)
+    selector = Selector.of(targets, ignore)
+    names, report.skipped = _selected(Path(source), selector)
+    report.unmatched = selector.unmatched
 
     def transform(name: str, weight: torch.Tensor) -> torch.Tensor:
         try:
@@ -81,7 +79,8 @@ def prune_file(
             )
         except ValueError as error:
             raise ValueError(f"{source}: tensor {name!r}: {error}") from error
-        row = layer_report(name, weight, out.report, out.report.errors if measure else None)
+        errors = out.report.errors if measure else None
+        row = layer_report(name, weight, out.report, errors, names[name])
         report.layers.append(row)
         if progress is not None:
             progress(row)
@@ -93,31 +92,40 @@ def prune_file(
     return report
 
 
-def _selected(
-    source: Path, targets: list[str] | None, ignore: list[str]
-) -> tuple[list[str], list[Skipped]]:
-    """The tensors to prune, and those of two or more dimensions that are not, with reasons."""
-    names, skipped = [], []
+def _selected(source: Path, selector: Selector) -> tuple[dict[str, tuple[str, ...]], list[Skipped]]:
+    """The tensors to prune, with the other names of the same memory, and those left alone.
+
+    Those of fewer than two dimensions are not spoken of.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    skipped = []
     with open_checkpoint(source) as checkpoint:
+        shared: dict[str, list[str]] = {}
         for name in checkpoint.names:
-            shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
-            if len(shape) < 2:
-                continue
-            called = (name, name.removesuffix(".weight"))
-            reason = select(called, (), targets, ignore)
-            if dtype not in _DTYPES:
-                reason = f"dtype {dtype} is not pruned"
-            elif math.prod(shape) == 0:
+            if len(checkpoint.shape(name)) >= 2:
+                shared.setdefault(checkpoint.tied_to(name) or name, []).append(name)
+        for first, called in shared.items():
+            reason = selector.reason_against(
+                [*called, *(name.removesuffix(".weight") for name in called)]
+            )
+            if checkpoint.dtype(first) not in _DTYPES:
+                reason = f"{str(checkpoint.dtype(first)).removeprefix('torch.')} is not pruned"
+            elif math.prod(checkpoint.shape(first)) == 0:
                 reason = "empty"
-            elif targets is None and select(called, (), list(EMBEDDINGS), []) is None:
+            elif selector.targets is None and any(map(_looks_like_embedding, called)):
                 reason = reason or "looks like an embedding; name it in targets to prune it"
             if reason is None:
-                names.append(name)
+                names[first] = tuple(called[1:])
             else:
-                skipped.append(Skipped(name, reason))
+                skipped.append(Skipped(first, reason))
     if not names:
         raise ValueError(
-            f"targets: nothing to prune in {source} with targets={targets}, ignore={ignore}; "
-            "expected globs or 're:...' over tensor names (a file knows no class names)"
+            f"targets: nothing to prune in {source} with targets={selector.targets}, "
+            f"ignore={selector.ignore}; expected globs or 're:...' over tensor names "
+            "(a file knows no class names)"
         )
     return names, skipped
+
+
+def _looks_like_embedding(name: str) -> bool:
+    return any(matches(pattern, [name.lower()]) for pattern in EMBEDDINGS)

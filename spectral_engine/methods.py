@@ -12,7 +12,9 @@ first three thresholding, randomized and principal-component sparsification.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 from spectral_kernels import LAW_NAMES
 from spectral_kernels.laws import LawName, ScoreName
 
@@ -62,7 +64,7 @@ def resolve(
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
-    if method not in PRESETS:
+    if not isinstance(method, str) or method not in PRESETS:
         raise ValueError(f"method: expected one of {', '.join(PRESETS)}; got {method!r}")
     chosen = PRESETS[method]
     if law is not None:
@@ -76,7 +78,10 @@ def resolve(
         if rescale and chosen.law == "threshold":
             raise ValueError("rescale: law 'threshold' draws nothing to divide by; got True")
         chosen = replace(chosen, rescale=rescale)
+    if law_parameter is not None:
+        _check_number(law_parameter, "law_parameter")
     if mixture is not None:
+        _check_number(mixture, "mixture")
         if chosen.score not in ("principal", "mixture"):
             raise ValueError(f"mixture: only method 'principal' mixes scores; got {mixture!r}")
         if not 0.0 <= mixture <= 1.0:
@@ -86,3 +91,8 @@ def resolve(
     if refit is not None and refit not in REFITS:
         raise ValueError(f"refit: expected None or one of {', '.join(REFITS)}; got {refit!r}")
     return replace(chosen, law_parameter=law_parameter, refit=refit)
+
+
+def _check_number(value: Any, argument: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        raise TypeError(f"{argument}: expected a number; got {type(value).__name__}")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from spectral_engine.checkpoints.atomic import replacing_file
+
 if TYPE_CHECKING:
     from spectral_engine.demo.run import Row
 
@@ -66,5 +68,6 @@ def plot_spectra(rows: Sequence["Row"], sparsity: float, path: Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path)
+    with replacing_file(path, force=True) as file:
+        figure.savefig(file, format="png")
     return path

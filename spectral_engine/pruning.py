@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from spectral_kernels import check_weight, entries_to_keep, stream_id
+from spectral_kernels import stream_id
 from torch import nn
 
-from spectral_engine.layers import Layer, find_layers, patterns, require_ready
-from spectral_engine.methods import Method, resolve
+from spectral_engine.layers import Layer, Selector, find_layers, require_ready
+from spectral_engine.matrices import check_rank
+from spectral_engine.methods import resolve
 from spectral_engine.report import LayerReport, PruneReport, layer_report
-from spectral_engine.single import sparsify
+from spectral_engine.single import Sparsified, sparsify
 
 
 def prune(
@@ -36,11 +37,12 @@ def prune(
 
     Args:
         model: its Linear, Conv1d, Conv2d and Conv3d weights are seen as (out, -1). A weight that
-            several modules share is pruned once.
+            several modules share is pruned once, if one of its names is among `targets` and none
+            is in `ignore`.
         method, sparsity, law, law_parameter, rescale, mixture, refit, group: see `sparsify`.
         targets, ignore: class names ("Linear"), globs over names ("encoder.*") or "re:..."; by
             default every prunable weight. What is left alone is in `report.skipped`, with the
-            reason.
+            reason; a pattern that matches nothing is in `report.unmatched`.
         rank: of spectral scores; a layer with min(m, n) under it uses min(m, n).
         seed: with the parameter's name, whose hash is the stream, it fixes all draws.
         measure: also compare spectra before and after, which takes longer than pruning.
@@ -48,26 +50,30 @@ def prune(
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came. All arguments
-            and weights are checked before the first weight is changed.
+            and weights are checked before the first weight is changed; float16 weights are tried
+            where a method may overflow them, and drawn again, the same, when their turn comes.
     """
     start = time.perf_counter()
-    overrides = {
+    options: dict[str, Any] = {
         "law": law, "law_parameter": law_parameter, "rescale": rescale, "mixture": mixture,
-        "refit": refit,
+        "refit": refit, "seed": seed, "group": group,
     }  # fmt: skip
-    chosen, options = check_options(method, sparsity, rank, overrides, seed=seed, group=group)
+    report = start_report(method, sparsity, rank, options)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
-    wanted = None if targets is None else patterns(targets, "targets")
-    unwanted = [] if ignore is None else patterns(ignore, "ignore")
-    layers, skipped = find_layers(model, wanted, unwanted)
+    selector = Selector.of(targets, ignore)
+    layers, report.skipped = find_layers(model, selector)
+    report.unmatched = selector.unmatched
     if not layers:
         raise ValueError(
             f"targets: no prunable weight is left with targets={targets!r}, ignore={ignore!r}; "
             "expected a class name, a glob or 're:...' that matches a Linear or Conv layer"
         )
     require_ready(layers)
-    report = PruneReport(chosen.name, chosen.law, float(sparsity), seed, skipped=skipped)
+    if report.options["rescale"] or refit is not None:
+        for layer in layers:
+            if layer.parameter.dtype == torch.float16:
+                _sparsify_layer(layer, method, sparsity, rank, options)
     for layer in layers:
         row = _prune_layer(layer, method, sparsity, rank, measure, options)
         report.layers.append(row)
@@ -77,24 +83,37 @@ def prune(
     return report
 
 
-def check_options(
-    method: str, sparsity: float, rank: int | None, overrides: dict[str, Any],
-    *, seed: int, group: str,
-) -> tuple[Method, dict[str, Any]]:  # fmt: skip
-    """The method that the options make, and the options of `sparsify`; all are checked.
+def start_report(
+    method: str, sparsity: float, rank: int | None, options: dict[str, Any]
+) -> PruneReport:
+    """A report with no layers yet, once the arguments of `sparsify` have been checked.
 
     They are tried on a 1 x 1 matrix, so that a mistake shows before anything is touched.
     """
+    rank = None if rank is None else check_rank(rank)
+    overrides = {key: value for key, value in options.items() if key not in ("seed", "group")}
     chosen = resolve(method, **overrides)
-    options = {**overrides, "seed": seed, "group": group}
-    if rank is not None:
-        if isinstance(rank, bool) or not isinstance(rank, int):
-            raise TypeError(f"rank: expected an integer; got {type(rank).__name__}")
-        if rank < 1:
-            raise ValueError(f"rank: expected at least 1; got {rank}")
-    entries_to_keep(1, sparsity)
     sparsify(torch.zeros(1, 1), method, sparsity, **options)
-    return chosen, options
+    used = {
+        "rank": rank,
+        "law_parameter": chosen.law_parameter,
+        "rescale": chosen.rescale,
+        "mixture": chosen.mixture,
+        "refit": chosen.refit,
+        "group": options["group"],
+    }
+    return PruneReport(chosen.name, chosen.law, float(sparsity), int(options["seed"]), used)
+
+
+def _sparsify_layer(
+    layer: Layer, method: str, sparsity: float, rank: int | None, options: dict[str, Any]
+) -> Sparsified:
+    weight = layer.parameter.detach()
+    rank, stream = clamp_rank(rank, weight), stream_id(layer.name)
+    try:
+        return sparsify(weight, method, sparsity, rank=rank, stream=stream, **options)
+    except ValueError as error:
+        raise ValueError(f"model: {layer.name}: {error}") from error
 
 
 def _prune_layer(
@@ -105,23 +124,10 @@ def _prune_layer(
     measure: bool,
     options: dict[str, Any],
 ) -> LayerReport:
+    out = _sparsify_layer(layer, method, sparsity, rank, options)
+    errors = out.report.errors if measure else None
     weight = layer.parameter.detach()
-    check_weight(weight, layer.name)
-    out = sparsify(
-        weight,
-        method,
-        sparsity,
-        rank=clamp_rank(rank, weight),
-        stream=stream_id(layer.name),
-        **options,
-    )
-    row = layer_report(
-        layer.name,
-        weight,
-        out.report,
-        out.report.errors if measure else None,
-        layer.shared_with,
-    )
+    row = layer_report(layer.name, weight, out.report, errors, layer.shared_with)
     with torch.no_grad():
         weight.copy_(out.weight)
     return row

@@ -5,11 +5,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.errors import Errors
@@ -64,14 +67,21 @@ def layer_report(
 
 @dataclass
 class PruneReport:
-    """What `prune` did; `print` shows it as a table. `seconds` is the whole run, with reading."""
+    """What `prune` did; `print` shows it as a table.
+
+    options: how it was asked to, where that is not the preset's name, law, sparsity or seed.
+    unmatched: patterns of `targets` and `ignore` that matched no weight.
+    seconds: the whole run, with reading and writing.
+    """
 
     method: str
     law: str
     requested: float
     seed: int
+    options: dict[str, Any] = field(default_factory=dict)
     layers: list[LayerReport] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -104,44 +114,65 @@ class PruneReport:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def table(self) -> Table:
-        """One row a layer and a total, for rich."""
+        """One row a layer and a total, for rich; columns without a figure are left out."""
         measured = any(layer.spectral is not None for layer in self.layers)
-        table = Table(title=f"{self.method}, law {self.law}, sparsity {self.requested:.1%}")
+        ranked = any(layer.rank is not None for layer in self.layers)
+        table = Table(
+            title=f"{self.method}, law {self.law}, sparsity {self.requested:.1%}",
+            box=box.SIMPLE,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         table.add_column("weight", overflow="fold")
-        for name in ("shape", "rank", "sparsity"):
-            table.add_column(name, justify="right")
-        if measured:
-            for name in ("spectral", "Frobenius", "sing. values"):
-                table.add_column(name, justify="right")
-        table.add_column("ms", justify="right")
+        errors = ("spectral", "Frobenius", "values") if measured else ()
+        for name in ("shape", *(["rank"] if ranked else []), "sparsity", *errors, "ms"):
+            table.add_column(name, justify="right", no_wrap=True)
         for layer in self.layers:
-            errors = (layer.spectral, layer.frobenius, layer.singular_values)
+            found = (layer.spectral, layer.frobenius, layer.singular_values)
             table.add_row(
-                layer.name,
+                _plain_text(layer.name),
                 "x".join(map(str, layer.shape)),
-                "-" if layer.rank is None else str(layer.rank),
+                *([str(layer.rank or "-")] if ranked else []),
                 f"{layer.sparsity:.4f}",
-                *(("-" if e is None else f"{e:.4f}") for e in errors if measured),
+                *(("-" if e is None else f"{e:.4f}") for e in found if measured),
                 f"{1e3 * layer.seconds:.1f}",
             )
         table.add_section()
-        blank = ("", "", "") if measured else ()
-        total = f"{self.sparsity:.4f}"
         table.add_row(
-            f"{len(self.layers)} weights", f"{self.size}", "", total, *blank,
+            f"{len(self.layers)} weight" + ("s" if len(self.layers) != 1 else ""),
+            f"{self.size}",
+            *([""] if ranked else []),
+            f"{self.sparsity:.4f}",
+            *("" for _ in errors),
             f"{1e3 * self.seconds:.1f}",
-        )  # fmt: skip
+        )
+        if measured:
+            table.caption = "errors are relative; values: leading singular values, mean"
         return table
 
-    def __str__(self) -> str:
-        out = io.StringIO()
-        console = Console(file=out, width=100)
-        console.print(self.table())
-        for reason in sorted({skipped.reason for skipped in self.skipped}):
-            names = [skipped.name for skipped in self.skipped if skipped.reason == reason]
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()
+        for reason, group in groupby(sorted(self.skipped, key=_reason), key=_reason):
+            names = [skipped.name for skipped in group]
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            console.print(f"left alone, {reason}: {shown}", markup=False, highlight=False)
-        return out.getvalue().rstrip()
+            yield _plain_text(f"left alone, {reason}: {shown}")
+        for pattern in self.unmatched:
+            yield _plain_text(f"matched no weight: {pattern}")
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=100)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
+
+
+def _reason(skipped: Skipped) -> str:
+    return skipped.reason
+
+
+def _plain_text(text: str) -> Text:
+    """Text as it is: names come out of files, and may look like markup or steer a terminal."""
+    return Text("".join(char if char.isprintable() else "?" for char in text))
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,13 @@ from spectral_kernels.norms import spectral_norm
 from spectral_kernels.svd import randomized_svd
 
 from spectral_engine.errors import Errors, errors
-from spectral_engine.matrices import as_matrix, as_tensor, frobenius_norm
+from spectral_engine.matrices import (
+    as_matrix,
+    as_tensor,
+    check_rank,
+    frobenius_norm,
+    largest_magnitude,
+)
 from spectral_engine.methods import Method, resolve
 
 #: The rank of a spectral score where none is given, as a share of min(m, n).
@@ -140,6 +146,8 @@ def sparsify(
     )
     start = time.perf_counter()
     spectral_kernels.check_weight(weight)
+    if isinstance(weight, torch.Tensor):
+        as_tensor(weight)  # refuses a sparse layout
     used_rank, factors, weights = spectral_score(weight, chosen, rank, sparsity)
     sparse = spectral_kernels.sparsify(
         weight,
@@ -155,8 +163,9 @@ def sparsify(
         seed=seed,
         stream=stream,
     )
+    nnz = sparse.nnz
     if chosen.refit == "scale":
-        _match_first_value(weight, sparse.weight)
+        nnz = _match_first_value(weight, sparse.weight)
     size = math.prod(weight.shape)
     report = SparsifyReport(
         method=method,
@@ -165,8 +174,8 @@ def sparsify(
         rank=used_rank,
         group=group,
         requested=float(sparsity),
-        sparsity=1.0 - sparse.nnz / size,
-        nnz=sparse.nnz,
+        sparsity=1.0 - nnz / size,
+        nnz=nnz,
         size=size,
         c=sparse.c,
         seconds=time.perf_counter() - start,
@@ -182,14 +191,12 @@ def spectral_score(
     matrix = as_matrix(weight)
     smaller = min(matrix.shape)
     if rank is not None:
-        if isinstance(rank, bool) or not isinstance(rank, int | np.integer):
-            raise TypeError(f"rank: expected an integer; got {type(rank).__name__}")
-        if not 1 <= rank <= smaller:
-            raise ValueError(f"rank: expected 1 to min(m, n) = {smaller}; got {rank}")
+        rank = check_rank(rank, smaller)
     spectral_kernels.entries_to_keep(matrix.numel(), sparsity)
     if not method.needs_low_rank:
         return None, None, (0.0, 0.0)
-    rank = max(1, round(DEFAULT_RANK_SHARE * smaller)) if rank is None else int(rank)
+    if rank is None:
+        rank = max(1, round(DEFAULT_RANK_SHARE * smaller))
     U, S, Vh = randomized_svd(matrix, rank)[:3]
     weights = (0.0, 0.0)
     if method.score == "mixture":
@@ -202,18 +209,29 @@ def spectral_score(
 def input_scale(weight: Any, inputs: Any) -> NDArray[np.float32]:
     """Root mean square of each of the n input features over calibration inputs (..., n)."""
     n = math.prod(weight.shape[1:])
-    if inputs.shape[-1] != n:
-        raise ValueError(f"inputs: expected shape (..., {n}); got {tuple(inputs.shape)}")
-    features = as_tensor(inputs).reshape(-1, n).double()
+    samples = as_tensor(inputs, "inputs")
+    if samples.ndim == 0 or samples.shape[-1] != n:
+        raise ValueError(f"inputs: expected shape (..., {n}); got {tuple(samples.shape)}")
+    features = samples.reshape(-1, n).double()
     if features.shape[0] == 0 or not bool(torch.isfinite(features).all()):
         raise ValueError("inputs: expected at least one sample, all finite")
     scale: NDArray[np.float32] = features.square().mean(0).sqrt().float().cpu().numpy()
+    if not np.isfinite(scale).all():
+        raise ValueError("inputs: expected a root mean square that fits float32; got more")
     return scale
 
 
-def _match_first_value(weight: Any, sparse: Any) -> None:
-    """Scale `sparse` in place so that its largest singular value is the original's."""
+def _match_first_value(weight: Any, sparse: Any) -> int:
+    """Scale `sparse` in place so that its sigma_1 is the original's; the nonzeros it then has."""
+    tensor = as_tensor(sparse)
     before = float(spectral_norm(as_matrix(weight)).value)
-    after = float(spectral_norm(as_matrix(sparse)).value)
+    after = float(spectral_norm(as_matrix(tensor)).value)
     if after > 0.0:
-        sparse *= before / after
+        scale = before / after
+        if largest_magnitude(tensor) * scale > torch.finfo(tensor.dtype).max:
+            raise ValueError(
+                f"refit: entries times {scale:.4g}, which restores the largest singular value, "
+                f"overflow {tensor.dtype}; use refit=None, or a wider dtype"
+            )
+        tensor *= scale
+    return int(torch.count_nonzero(tensor))

@@ -6,8 +6,10 @@ import typer
 from rich.console import Console
 
 from spectral_engine import __version__
+from spectral_engine.cli.compare import compare
 from spectral_engine.cli.demo import demo
 from spectral_engine.cli.prune import prune
+from spectral_engine.cli.spectrum import spectrum
 
 app = typer.Typer(
     name="spectral-engine",
@@ -18,6 +20,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(prune)
+app.command()(spectrum)
+app.command()(compare)
 
 
 def _show_version(wanted: bool) -> None:
@@ -40,5 +44,14 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        said = f"error: {_message(error)}"
+        Console(stderr=True).print(said, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _message(error: Exception) -> str:
+    """What an error says, on one line."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        said = f"{error.filename}: {error.strerror}"
+    return " ".join(said.split())

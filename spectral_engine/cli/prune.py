@@ -6,44 +6,65 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from spectral_kernels import LAW_NAMES
 
 from spectral_engine.files import prune_file
+from spectral_engine.methods import PRESETS
 from spectral_engine.report import LayerReport
 
 
 def prune(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help=".safetensors, .pt, .bin, .npz or a folder")
+        Path,
+        typer.Argument(
+            metavar="IN", help="a .safetensors, .pt, .pth, .bin, .ckpt or .npz file, or a folder"
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="what to write")],
-    method: Annotated[
-        str, typer.Option(help="magnitude, randomized, principal or aligned")
-    ] = "magnitude",
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="a folder for a folder; a file of IN's format, or .safetensors",
+        ),
+    ],
+    method: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}")] = "magnitude",
     sparsity: Annotated[float, typer.Option(help="fraction of zeros, in [0, 1)")] = 0.9,
-    rank: Annotated[int | None, typer.Option(help="rank of principal and aligned scores")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="rank of principal and aligned scores; a quarter of min(m, n)"),
+    ] = None,
     law: Annotated[
-        str | None, typer.Option(help="threshold, l1, l2, hybrid, row-l1, bernstein, am07, ...")
+        str | None, typer.Option(help=f"instead of the method's own: {', '.join(LAW_NAMES)}")
     ] = None,
     group: Annotated[str, typer.Option(help="tensor, or row for equal sparsity by row")] = "tensor",
-    refit: Annotated[str | None, typer.Option(help="scale: restore the largest value")] = None,
+    refit: Annotated[
+        str | None, typer.Option(help="scale: restore the largest singular value")
+    ] = None,
     seed: Annotated[int, typer.Option(help="fixes all draws")] = 0,
     targets: Annotated[
-        list[str] | None, typer.Option(help="prune only these: globs or 're:...'; repeatable")
+        list[str] | None,
+        typer.Option(help="prune only tensors so named: a glob or 're:...'; repeatable"),
     ] = None,
     ignore: Annotated[
-        list[str] | None, typer.Option(help="leave these alone: globs or 're:...'; repeatable")
+        list[str] | None,
+        typer.Option(help="leave tensors so named alone: a glob or 're:...'; repeatable"),
     ] = None,
-    measure: Annotated[bool, typer.Option(help="compare spectra before and after")] = False,
-    force: Annotated[bool, typer.Option(help="replace an existing OUT")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="compare spectra before and after; takes longer")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing OUT")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
     errors = Console(stderr=True)
 
     def show(row: LayerReport) -> None:
-        status.update(f"pruned {row.name}")
+        status.update(escape(f"pruned {row.name}"))
 
-    with errors.status(f"reading {source}") as status:
+    with errors.status(escape(f"reading {source}")) as status:
         report = prune_file(
             source,
             output,
@@ -63,5 +84,8 @@ def prune(
     if as_json:
         typer.echo(json.dumps({"output": str(output), **report.to_dict()}))
     else:
-        typer.echo(str(report))
+        console = Console()
+        if not console.is_terminal:
+            console.width = max(console.width, 120)  # a log, where a row should stay a line
+        console.print(report)
         typer.echo(f"wrote {output}")

@@ -1,0 +1,40 @@
+"""`spectral-engine compare DENSE PRUNED`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spectral_engine import comparison
+
+
+def compare(
+    dense: Annotated[
+        Path, typer.Argument(metavar="DENSE", help=".safetensors, .pt, .bin, .npz or a folder")
+    ],
+    pruned: Annotated[
+        Path, typer.Argument(metavar="PRUNED", help="a checkpoint of the same weights")
+    ],
+    rank: Annotated[int, typer.Option(help="leading values and vectors compared")] = 64,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="only these: globs or 're:...'; repeatable")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="not these: globs or 're:...'; repeatable")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """How far pruning moved each weight: its norms, singular values and leading subspaces."""
+    errors = Console(stderr=True)
+    with errors.status(f"reading {dense}") as status:
+        found = comparison.compare(
+            dense,
+            pruned,
+            rank,
+            targets=targets or None,
+            ignore=ignore or None,
+            progress=lambda row: status.update(f"compared {row.name}"),
+        )
+    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))

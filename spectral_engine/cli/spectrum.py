@@ -1,0 +1,57 @@
+"""`spectral-engine spectrum FILE`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spectral_engine.spectra import spectra
+
+#: Narrower, the table would lose its columns; a terminal can be widened.
+TABLE_WIDTH = 132
+#: Tensors that take more working memory than this are in memory one at a time.
+MAX_BYTES = 1 << 28
+
+
+def spectrum(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".safetensors, .pt, .bin, .npz or a folder")
+    ],
+    rank: Annotated[int, typer.Option(help="leading singular values of each weight")] = 64,
+    tolerance: Annotated[float, typer.Option(help="relative accuracy of the values")] = 1e-3,
+    plot: Annotated[Path | None, typer.Option(help="draw the spectra to this image file")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="whole spectra, to rounding, whatever it takes")
+    ] = False,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="only these: globs or 're:...'; repeatable")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="not these: globs or 're:...'; repeatable")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Singular values, norms, ranks and tails of every weight in a file or folder."""
+    table = spectra(
+        source,
+        rank,
+        tolerance=tolerance,
+        max_bytes=MAX_BYTES,
+        full=True if full else "auto",
+        targets=targets or None,
+        ignore=ignore or None,
+    )
+    if plot is not None:
+        table.plot(plot)
+    if as_json:
+        typer.echo(json.dumps(table.to_dict()))
+        return
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table.table())
+    for skipped in table.skipped:
+        typer.echo(f"no spectrum: {skipped.name}, {skipped.reason}")
+    if plot is not None:
+        typer.echo(f"wrote {plot}")

@@ -1,0 +1,55 @@
+"""Many matrices at once on the CPU: a thread each, and no more threads than there are cores.
+
+A factorization of a few hundred columns leaves most of a second thread idle, and on a machine
+that others load too, LAPACK's threads wait for one another: matrices side by side with one thread
+each are faster than one after the other with all threads on each, several times so under load.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+import torch
+from spectral_kernels._arrays import full_precision
+
+Item = TypeVar("Item")
+
+
+def for_each(
+    function: Callable[[Item], None],
+    items: Iterable[Item],
+    cost: Callable[[Item], int],
+    max_cost: int,
+) -> None:
+    """Call function(item) for every item, in no order, from several threads.
+
+    As many run at once as torch has threads and as together cost at most `max_cost`; an item that
+    costs more than its share of it runs alone, on all threads. The first error ends the run.
+    """
+    threads = torch.get_num_threads()
+    small: list[Item] = []
+    large: list[Item] = []
+    for item in items:
+        (small if cost(item) * threads <= max_cost else large).append(item)
+    for item in large:
+        function(item)
+    if len(small) < 2 or threads == 1:
+        for item in small:
+            function(item)
+        return
+    small.sort(key=cost, reverse=True)
+    workers = min(threads, len(small))
+    # The guard is taken once for all: it sets what is global to the process, and threads that
+    # come and go would restore what another has set.
+    with (
+        full_precision(torch),
+        ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+        ) as pool,
+    ):
+        try:
+            for done in as_completed([pool.submit(function, item) for item in small]):
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
