@@ -65,7 +65,8 @@ class Draw:
 class LawTable:
     """Solved laws: parameters float32 (groups, 4) of C, alpha, beta, scale; a group a row, or one.
 
-    The value of a kept entry is divided by its probability if `rescale`.
+    `scale` is the power of two that brings the group's largest score under 4. The value of a kept
+    entry is divided by its probability if `rescale`.
     """
 
     parameters: Float32

@@ -91,12 +91,15 @@ def imports(name: str, tree: ast.AST, *, lazy: bool) -> Iterator[str]:
                 parts = parts[: len(parts) - node.level + 1]
                 base = ".".join([*parts, *([node.module] if node.module else [])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        elif not lazy and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        else:
+        elif lazy or not is_put_off(node):
             yield from imports(name, node, lazy=lazy)
+
+
+def is_put_off(node: ast.AST) -> bool:
+    """Whether what it holds does not run when the module is imported."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.dump(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def test_layers_are_kept():

@@ -348,12 +348,12 @@ def test_report_in_all_its_forms(tmp_path):
     assert plain["layers"][0]["spectral"] > 0
     report.save(tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text()) == json.loads(json.dumps(plain))
-    with pytest.raises(FileExistsError, match="x.json"):
+    with pytest.raises(FileExistsError, match=r"x\.json"):
         report.save(str(tmp_path / "x.json"))
     report.save(str(tmp_path / "x.json"), force=True)
     said = str(report)
-    for expected in ("[bold]a.weight", "[/b].weight", "8x6", "2 weights", "left alone", "values"):
-        assert (expected if expected != "8x6" else "6x8") in said
+    for expected in ("[bold]a.weight", "[/b].weight", "6x8", "2 weights", "left alone", "values"):
+        assert expected in said
     assert not re.search(r" +$", said.splitlines()[-1])
 
 

@@ -62,14 +62,20 @@ def test_offsets_into_the_matrix_have_64_bits(compiled: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"),
-    [("sample-fp32-l1-rescaled", 34), ("sample-bf16-l1-rescaled", 32), ("sample-fp32-l1", 24)],
+    ("name", "loop", "total"),
+    [
+        ("sample-fp32-l1-rescaled", 34, 40),
+        ("sample-bf16-l1-rescaled", 32, 42),
+        ("sample-fp32-l1", 24, 32),
+    ],
 )
-def test_instructions_of_an_entry(compiled: dict[str, Any], name: str, bound: float) -> None:
+def test_instructions_of_an_entry(
+    compiled: dict[str, Any], name: str, loop: float, total: float
+) -> None:
     """Work that creeps into the loop: a second product per round of Philox, a branch to divide."""
     figures = compiled["sm_90"][name]
-    assert figures["loop_per_entry"] <= bound
-    assert figures["total_per_entry"] <= 40
+    assert figures["loop_per_entry"] <= loop
+    assert figures["total_per_entry"] <= total
 
 
 def test_elementwise_kernels_on_sm_90(compiled: dict[str, Any]) -> None:
