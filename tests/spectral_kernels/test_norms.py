@@ -140,9 +140,7 @@ def test_refused_sparsifications(S: Any, error: type[Exception], match: str) -> 
 def test_refused_matrices_and_arguments() -> None:
     """Catches checks that randomized_svd has and the norms lack."""
     good = np.ones((4, 3))
-    with pytest.raises(
-        TypeError, match="S: expected a dense or sparse matrix; got"
-    ):
+    with pytest.raises(TypeError, match="S: expected a dense or sparse matrix; got"):
         spectral_error(good, [[1.0]])
     for call in (spectral_norm, lambda A, **k: spectral_error(A, good, **k)):
         with pytest.raises(ValueError, match="A: expected finite entries"):

@@ -77,6 +77,12 @@ class GPUBackend:
         return tensor.to(torch.float32).contiguous()
 
     def histogram(self, A: Matrix, scoring: Scoring) -> tuple[Int64, Int64]:
+        table = self.histogram_table(A, scoring)
+        low = (table & ((1 << kernels.PACKED_LOW) - 1)).sum(0)
+        return _numpy((table >> kernels.PACKED_LOW).sum(0)), _numpy(low)
+
+    def histogram_table(self, A: Matrix, scoring: Scoring) -> torch.Tensor:
+        """The packed counts (copies, 8192) on the device, see `kernels`; does not wait for them."""
         plan = self._plan(A, scoring)
         programs = math.prod(plan.grid)
         copies = ceil_div(programs, kernels.PACKED_ENTRIES // plan.program_entries)
@@ -84,8 +90,7 @@ class GPUBackend:
         copies = max(copies, min(programs, 16))
         table = torch.zeros((copies, bg.BINS), dtype=torch.int64, device=A.storage.device)
         plan.launch(kernels.histogram, A.storage, table, copies)
-        low = (table & ((1 << kernels.PACKED_LOW) - 1)).sum(0)
-        return _numpy((table >> kernels.PACKED_LOW).sum(0)), _numpy(low)
+        return table
 
     def refine(self, A: Matrix, scoring: Scoring, cut: int) -> tuple[Int64, Int64]:
         table = torch.zeros(1 << bg.LOW_BITS, dtype=torch.int64, device=A.storage.device)
@@ -152,27 +157,45 @@ class GPUBackend:
 
     def keep_largest(self, A: Matrix, scoring: Scoring, thresholds: Thresholds, out: Matrix) -> int:
         device = A.storage.device
-        kept = torch.zeros(1, dtype=torch.int64, device=device)
         patterns = torch.tensor(thresholds.patterns.view(np.int32), device=device)
         stops = torch.tensor(thresholds.tie_stops, device=device)
+        return int(self.launch_keep_largest(A, scoring, patterns, stops, out))
+
+    def launch_keep_largest(
+        self, A: Matrix, scoring: Scoring, patterns: torch.Tensor, stops: torch.Tensor, out: Matrix
+    ) -> torch.Tensor:
+        """As `keep_largest`, with int32 patterns and int64 tie stops on the device: does not wait.
+
+        Returns the number of nonzeros written, (1,) int64 on the device.
+        """
+        kept = torch.zeros(1, dtype=torch.int64, device=A.storage.device)
         self._plan(A, scoring).launch(
             kernels.keep_largest, A.storage, out.storage, kept,
-            thresholds=patterns, tie_stops=stops, BY_ROW=len(thresholds.patterns) > 1,
+            thresholds=patterns, tie_stops=stops, BY_ROW=len(patterns) > 1,
         )  # fmt: skip
-        return int(kept)
+        return kept
 
     def sample(self, A: Matrix, scoring: Scoring, law: LawTable, draw: Draw, out: Matrix) -> int:
-        device = A.storage.device
-        kept = torch.zeros(1, dtype=torch.int64, device=device)
+        laws = torch.tensor(law.parameters, device=A.storage.device)
+        return int(self.launch_sample(A, scoring, laws, law.shape, law.rescale, draw, out))
+
+    def launch_sample(
+        self, A: Matrix, scoring: Scoring, laws: torch.Tensor, shape: Shape, rescale: bool,
+        draw: Draw, out: Matrix,
+    ) -> torch.Tensor:  # fmt: skip
+        """As `sample`, with the law's parameters (groups, 4) float32 on the device: does not wait.
+
+        Returns the number of nonzeros written, (1,) int64 on the device.
+        """
+        kept = torch.zeros(1, dtype=torch.int64, device=A.storage.device)
         k0, k1 = split_seed(draw.seed)
         quad, skip = divmod(draw.column, _QUAD)
         self._plan(A, scoring, skip).launch(
-            kernels.sample, A.storage, out.storage, kept,
-            laws=torch.tensor(law.parameters, device=device), row_offset=draw.row,
-            quad_offset=quad, stream_id=draw.stream, k0=k0, k1=k1, SHAPE=int(law.shape),
-            BY_ROW=len(law.parameters) > 1, RESCALE=law.rescale, SKIP=skip, NVIDIA=has_nvidia(),
+            kernels.sample, A.storage, out.storage, kept, laws=laws, row_offset=draw.row,
+            quad_offset=quad, stream_id=draw.stream, k0=k0, k1=k1, SHAPE=int(shape),
+            BY_ROW=len(laws) > 1, RESCALE=rescale, SKIP=skip, NVIDIA=has_nvidia(),
         )  # fmt: skip
-        return int(kept)
+        return kept
 
     def all_finite(self, A: Matrix) -> bool:
         plan = self._plan(A, Scoring())
