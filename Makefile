@@ -1,11 +1,13 @@
 # Everything runs in .venv, which the first target to need it creates from constraints.txt.
 #   make test PYTHON=/usr/bin/python3.12      another interpreter (3.11 or newer)
 #   make test ARGS="-k budget --slow"         arguments for the command that the target runs
+#   make gpu PYTHON=python3                   its torch, Triton and the rest as they are: no .venv
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RESULT := .benchmarks/latest.json
+GPU_RESULT := .benchmarks/gpu.json
 ARGS   ?=
 PIP    := $(BIN)/python -m pip -qq --no-input --disable-pip-version-check
 # On Linux the CPU build, named as such: the plain version brings gigabytes of CUDA libraries.
@@ -13,6 +15,7 @@ TORCH  := $(shell grep '^torch==' constraints.txt)$(if $(filter Linux,$(shell un
 # Asked only where the configured index lacks that build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+CUDA   := import sys, torch; sys.exit(not torch.cuda.is_available())
 MODERN := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$name" -c '$(MODERN)' 2>/dev/null && echo "$$name" && break; done)
@@ -22,7 +25,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench check clean distclean
+.PHONY: help install demo test bench gpu check clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -39,6 +42,18 @@ bench: $(STAMP) ## run the speed suite, then print its ratios to a parallel copy
 	@mkdir -p $(dir $(RESULT))
 	@$(BIN)/python -m pytest --benchmark --benchmark-json=$(RESULT) $(ARGS)
 	@$(BIN)/python bench/report.py $(RESULT)
+
+# Installs nothing: with the first interpreter whose torch finds a device, PYTHON before .venv.
+gpu: ## check every kernel on the CUDA device and time it, under 8 minutes; writes GPU_RESULT
+	@for python in $(PYTHON) $(BIN)/python; do \
+		if "$$python" -c '$(CUDA)' 2>/dev/null; then \
+			PYTHONPATH=.:kernels "$$python" bench/gpu_suite.py --output $(GPU_RESULT) $(ARGS); \
+			exit $$?; \
+		fi; \
+	done; \
+	echo "make gpu: no CUDA device is found by torch in $(PYTHON) or $(BIN)/python." \
+		"Name an interpreter whose torch is built for CUDA: make gpu PYTHON=python3" >&2; \
+	exit 2
 
 check: $(STAMP) ## lint, formatting, types
 	@$(BIN)/ruff check .
@@ -65,4 +80,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing spectral-engine and its development tools"
 	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt \
 		--editable . --group dev
+	@echo "Compiling the CPU kernels"
+	@$(BIN)/python -c "from spectral_engine.demo.run import warm_up; warm_up()"
 	@touch $@

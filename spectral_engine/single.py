@@ -198,7 +198,7 @@ def spectral_score(
     if rank is None:
         rank = max(1, round(DEFAULT_RANK_SHARE * smaller))
     U, S, Vh = randomized_svd(matrix, rank)[:3]
-    weights = (0.0, 0.0)
+    weights = (1.0, 1.0)  # of a zero matrix, where any do
     if method.score == "mixture":
         low, full = float(torch.linalg.vector_norm(S.double())), frobenius_norm(matrix)
         if full > 0.0 and low > 0.0:

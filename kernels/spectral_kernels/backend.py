@@ -16,6 +16,7 @@ from spectral_kernels.laws import Base, Shape
 Int64 = NDArray[np.int64]
 UInt32 = NDArray[np.uint32]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -86,7 +87,10 @@ class Thresholds:
 
 
 class Backend(Protocol):
-    """The operations that every backend has; `oracle` says what each must return, bit for bit."""
+    """The operations that every backend has; `oracle` says what each must return, bit for bit.
+
+    A budget is at least 1.
+    """
 
     name: str
 
@@ -124,7 +128,7 @@ class Backend(Protocol):
         """Threshold patterns (m,) and tie columns (m,) of rows; number of scores not finite."""
         ...
 
-    def row_l1(self, A: Matrix) -> Float32:
+    def row_l1(self, A: Matrix) -> Float64:
         """||A_i||_1 of each row (m,)."""
         ...
 

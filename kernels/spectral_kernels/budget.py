@@ -10,11 +10,12 @@ The functions here are plain scalar Python that Numba can compile: the oracle ru
 stand, the CPU kernels compiled, and both give the same bits. In them
 
 - x is a score scaled by a power of two, 2^(127 - top), that puts the largest in [1, 2) ([2, 4) at
-  the very end of the float32 range); `value_of` maps a bit pattern to x;
+  the very end of the float32 range), in float64; `value_of` maps a bit pattern to x;
 - `budget` is K, the number of entries to keep;
-- sum p is within 1e-3 of K for any scores, as long as K is at least 1e-4 of the entries (below
-  that the 2^-24 grid of p shows). Where the histogram cannot promise this, it names the bin to
-  refine: the counts of that bin's 2^18 values give the exact answer.
+- sum p is within 1e-3 of K for any scores that span up to 30 orders of magnitude, as long as K is
+  at least 1e-4 of the entries (below that the 2^-24 grid of p shows); squares of scores that are
+  subnormal in float32 are known to a bin's width only. Where the histogram cannot promise this, it
+  names the bin to refine: the counts of that bin's 2^18 values give the exact answer.
 """
 
 import math
@@ -34,6 +35,8 @@ BINS = 1 << 13
 FINITE_BINS = 255 << 5
 #: The model error of the cut bin above which it is refined, as a share of K.
 MODEL_ERROR = 2.0**-11
+#: The most that x is lifted by for the sake of an outlier, as a power of two.
+MAX_LIFT = 60
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 #: One integer per bin or value: a list to plain Python, an int64 array to compiled code.
@@ -242,7 +245,9 @@ def maximum_weight(
             low_beta = middle
         else:
             high_beta = middle
-    return float(np.float32(2.0**high_beta))
+    # Inside a bin only the sum is known, so the branches must meet at an edge: tau is met to 3 %.
+    fraction, exponent = math.frexp(2.0**-high_beta)
+    return float(np.float32(1.0 / math.ldexp(math.floor(fraction * 64.0) / 64.0, exponent)))
 
 
 @compilable
@@ -264,15 +269,24 @@ def prepare(
 
 
 @compilable
-def unit_scale(c: float) -> float:
-    """C = fl32(c 2^24), the factor that the kernels multiply g(x) by; finite, so that C * 0 = 0."""
-    return min(float(np.float32(min(c * UNIT, FLOAT32_MAX))), FLOAT32_MAX)
+def kernel_parameters(
+    c: float, top: int, shape: int, alpha: float, beta: float
+) -> tuple[float, float, float, float]:
+    """(C, alpha, beta, scale) as the kernels take them; c, alpha and beta are in terms of x.
 
-
-@compilable
-def power_scale(top: int) -> float:
-    """The exact power of two that turns a score into x."""
-    return math.ldexp(1.0, 127 - top)
+    Where an outlier lifts the largest score far over the cap, x in float32 would have no room for
+    the scores that matter. So the kernels' x is larger by the power of two that brings the cap
+    into [1, 2), up to 2^60, which leaves room for the largest x^2. C = fl32(c 2^24) for that x is
+    finite, so that C * 0 = 0; every scaling is exact.
+    """
+    lift = 0
+    limit = min(MAX_LIFT, top)
+    while lift < limit and c * law_value(shape, alpha, beta, math.ldexp(1.0, -lift)) > 1.0:
+        lift += 1
+    power = 2 if shape in (_L2, _TRIMMED) else 1
+    C = min(math.ldexp(c * UNIT, -lift * power), FLOAT32_MAX)
+    scale = math.ldexp(1.0, 127 - top + lift)
+    return C, math.ldexp(alpha, lift if shape == _TRIMMED else 0), math.ldexp(beta, -lift), scale
 
 
 @compilable
@@ -293,7 +307,10 @@ def find_rank(count: Counts, budget: int) -> tuple[int, int]:
 def find_rank_value(
     low: Counts, multiplicity: Counts, above: int, budget: int
 ) -> tuple[int, int, int]:
-    """(low bits of the budget-th largest score, how many equal it, how many of those to keep)."""
+    """(low bits of the budget-th largest score, how many equal it, how many of those to keep).
+
+    The budget-th largest is one of these values: above < budget <= above + sum multiplicity.
+    """
     k = len(low) - 1
     while above + multiplicity[k] < budget:
         above += multiplicity[k]

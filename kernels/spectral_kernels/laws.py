@@ -109,8 +109,11 @@ def named_law(name: str, parameter: float | None = None) -> Law:
     """
     if name not in LAW_NAMES:
         raise ValueError(f"law: expected one of {', '.join(LAW_NAMES)}; got {name!r}")
-    if parameter is not None and name not in ("hybrid", "am07"):
-        raise ValueError(f"law_parameter: law {name!r} takes none; got {parameter!r}")
+    if parameter is not None:
+        if name not in ("hybrid", "am07"):
+            raise ValueError(f"law_parameter: law {name!r} takes none; got {parameter!r}")
+        if isinstance(parameter, bool) or not isinstance(parameter, int | float):
+            raise TypeError(f"law_parameter: expected a number; got {type(parameter).__name__}")
     if name == "hybrid":
         alpha = 0.5 if parameter is None else float(parameter)
         if not 0.0 <= alpha <= 1.0:

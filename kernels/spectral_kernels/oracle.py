@@ -65,7 +65,8 @@ def score(
             s = s * column[None, :]
         if row is not None:
             s = s * row[:, None]
-    return np.where(a == 0, np.float32(0), s)
+    # The absolute value clears the sign of a NaN, which would put it outside every histogram.
+    return np.where(a == 0, np.float32(0), np.abs(s))
 
 
 def histogram(s: Float32) -> tuple[Int64, Int64]:
@@ -99,7 +100,8 @@ def solve(s: Float32, shape: Shape, parameter: float, budget: int) -> Scale:
     if cut >= 0:
         values, multiplicity = (integers.tolist() for integers in refine(s, cut))
         c = bg.solve_values(values, multiplicity, cut, above, below, *problem)
-    return Scale(bg.unit_scale(c), alpha, beta, bg.power_scale(top))
+    C, alpha, beta, scale = bg.kernel_parameters(c, top, int(shape), alpha, beta)
+    return Scale(float(np.float32(C)), alpha, beta, scale)
 
 
 def threshold_mask(s: Float32, budget: int) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from spectral_kernels.budget import compilable
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 
 @compilable
@@ -23,25 +24,26 @@ def fixed_point_shift(n: int, exponent: int) -> int:
     return 62 - bits - exponent
 
 
-def row_l1(magnitude: Float32) -> Float32:
-    """||A_i||_1 of each row of |A| (m, n), rounded once to float32: the oracle of the kernels."""
-    sums = np.zeros(len(magnitude), np.float32)
+def row_l1(magnitude: Float32) -> Float64:
+    """||A_i||_1 of each row of |A| (m, n), rounded once to float64: the oracle of the kernels."""
+    sums = np.zeros(len(magnitude), np.float64)
     for i, row in enumerate(magnitude.astype(np.float64)):
         largest = float(row.max(initial=0.0))
         if largest > 0.0:
             shift = fixed_point_shift(row.size, math.frexp(largest)[1])
             total = int(np.ldexp(row, shift).astype(np.int64).sum())
-            sums[i] = np.float32(math.ldexp(float(total), -shift))
+            sums[i] = math.ldexp(float(total), -shift)
     return sums
 
 
-def row_l1_weights(l1: Float32) -> Float32:
+def row_l1_weights(l1: Float64) -> Float32:
     """Row vector of "row-l1": p_ij ~ |A_ij| ||A_i||_1, scaled so that the largest weight is 1."""
-    largest = np.float32(l1.max(initial=0.0))
-    return l1 / largest if largest > 0 else l1
+    largest = float(l1.max(initial=0.0))
+    weights: Float32 = (l1 / largest if largest > 0.0 else l1).astype(np.float32)
+    return weights
 
 
-def bernstein_row_weights(l1: Float32, n: int, budget: int, delta: float = 0.1) -> Float32:
+def bernstein_row_weights(l1: Float64, n: int, budget: int, delta: float = 0.1) -> Float32:
     """Row vector rho_i / ||A_i||_1 of "bernstein", up to a common factor.
 
     Achlioptas, Karnin, Liberty, "Near-optimal entrywise sampling for data matrices", NIPS 2013.
@@ -53,10 +55,10 @@ def bernstein_row_weights(l1: Float32, n: int, budget: int, delta: float = 0.1) 
     and zeta solves sum rho_i = 1; the sum falls as zeta grows, so bisection finds it. delta is the
     probability with which the paper's error bound may fail.
     """
-    total = float(l1.astype(np.float64).sum())
+    total = float(l1.sum())
     if total == 0.0:
-        return np.zeros_like(l1)
-    z = l1.astype(np.float64) / total
+        return np.zeros(len(l1), np.float32)
+    z = l1 / total
     log_term = math.log((len(l1) + n) / delta)
     alpha, beta = math.sqrt(log_term / budget), log_term / (3.0 * budget)
 

@@ -34,6 +34,8 @@ from spectral_kernels.stream import UNIT
 
 #: Longer rows are solved one by one, as tensors: their scores would not stay in a core's cache.
 LONGEST_CACHED_ROW = 1 << 16
+#: The counter of the stream holds 32 bits of column / 4.
+LAST_COLUMN = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def check_weight(weight: Any, argument: str = "weight") -> Backend:
         ValueError: fewer than two dimensions, or empty.
     """
     backend = backend_for(weight, argument)
+    if str(getattr(weight, "layout", "torch.strided")) != "torch.strided":
+        raise TypeError(f"{argument}: expected a dense tensor; got layout {weight.layout}")
     dtype = str(weight.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise TypeError(f"{argument}: expected dtype {', '.join(DTYPES)}; got {dtype}")
@@ -78,7 +82,9 @@ def entries_to_keep(size: int, sparsity: float) -> int:
     Raises:
         TypeError: sparsity is not a number. ValueError: it is not in [0, 1).
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.floating):
+    if isinstance(sparsity, bool) or not isinstance(
+        sparsity, int | float | np.integer | np.floating
+    ):
         raise TypeError(f"sparsity: expected a number; got {type(sparsity).__name__}")
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity: expected the fraction of zeros, in [0, 1); got {sparsity!r}")
@@ -95,7 +101,11 @@ def check_integer(value: Any, argument: str, bits: int) -> int:
 
 
 def histogram(
-    weight: Any, *, score: str = "magnitude", factors: tuple[Any, Any] | None = None
+    weight: Any,
+    *,
+    score: str = "magnitude",
+    factors: tuple[Any, Any] | None = None,
+    mixture: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Int64, Int64]:
     """(count, low), int64 (8192,) each, of the scores; those of shards merge by addition.
 
@@ -103,7 +113,7 @@ def histogram(
     """
     backend = check_weight(weight)
     A = backend.matrix(weight)
-    return backend.histogram(A, make_scoring(backend, A, score, factors))
+    return backend.histogram(A, make_scoring(backend, A, score, factors, mixture))
 
 
 def make_scoring(
@@ -121,27 +131,48 @@ def make_scoring(
     base = BASES[score]
     left = right = None
     if base != Base.MAGNITUDE:
-        if factors is None:
+        if not isinstance(factors, tuple | list) or len(factors) != 2:
             raise ValueError(
-                f"factors: score {score!r} needs the factors of the low rank; got None"
+                f"factors: expected (left, right), the low rank of score {score!r}; got {factors!r:.80}"
             )
-        left, right = (backend.vector(factor) for factor in factors)
-        if left.shape != (A.m, right.shape[0]) or right.shape[1] != A.n:
+        left, right = (check_vector(backend, factor, "factors", None) for factor in factors)
+        fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0] > 0
+        if not fits or (left.shape[0], right.shape[1]) != (A.m, A.n):
             raise ValueError(
-                f"factors: expected shapes ({A.m}, k) and (k, {A.n}); "
+                f"factors: expected shapes ({A.m}, k) and (k, {A.n}) with k >= 1; "
                 f"got {tuple(left.shape)} and {tuple(right.shape)}"
             )
-    for vector, argument, length in ((row, "row", A.m), (column, "column", A.n)):
-        if vector is not None and tuple(vector.shape) != (length,):
-            raise ValueError(f"{argument}: expected shape ({length},); got {tuple(vector.shape)}")
-    return Scoring(
-        base,
-        left,
-        right,
-        mixture,
-        None if row is None else backend.vector(row),
-        None if column is None else backend.vector(column),
-    )
+    weights = (0.0, 0.0) if base != Base.MIXTURE else check_mixture(mixture)
+    row = None if row is None else check_vector(backend, row, "row", A.m)
+    column = None if column is None else check_vector(backend, column, "column", A.n)
+    return Scoring(base, left, right, weights, row, column)
+
+
+def check_mixture(mixture: Any) -> tuple[float, float]:
+    """The weights (b, a) of a mixed score: finite, not negative, not both zero."""
+    try:
+        b, a = (float(weight) for weight in mixture)
+    except (TypeError, ValueError):
+        raise ValueError(f"mixture: expected two weights (b, a); got {mixture!r}") from None
+    if not (0.0 <= b < math.inf and 0.0 <= a < math.inf and a + b > 0.0):
+        raise ValueError(f"mixture: expected weights >= 0, not both 0; got {mixture!r}")
+    return b, a
+
+
+def check_vector(backend: Backend, values: Any, argument: str, length: int | None) -> Any:
+    """Finite float32 values of the backend's own kind; with a length, a vector >= 0 of it."""
+    if not hasattr(values, "shape") or not hasattr(values, "dtype"):
+        raise TypeError(f"{argument}: expected an array; got {type(values).__name__}")
+    if length is not None and tuple(values.shape) != (length,):
+        raise ValueError(f"{argument}: expected shape ({length},); got {tuple(values.shape)}")
+    vector = backend.vector(values)
+    if math.prod(vector.shape) > 0:
+        low, high = float(vector.min()), float(vector.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{argument}: expected finite float32 values; got {low} to {high}")
+        if length is not None and low < 0.0:
+            raise ValueError(f"{argument}: expected values >= 0; got {low}")
+    return vector
 
 
 def sparsify(
@@ -195,6 +226,12 @@ def sparsify(
     hidden = score != "magnitude" or solved_law.row_weights != "none"
     if hidden and not backend.all_finite(A):
         raise ValueError("weight: expected finite entries that fit float32; got NaN or infinity")
+    if not isinstance(rescale, bool):
+        raise TypeError(f"rescale: expected a bool; got {rescale!r}")
+    if draw.column + A.n > LAST_COLUMN:
+        raise ValueError(
+            f"column_offset: expected columns under 2^34; got {draw.column} + {A.n} columns"
+        )
     if solved_law.row_weights != "none":
         row = _law_row_weights(backend, A, solved_law, row, budget * A.m if per_row else budget)
     scoring = make_scoring(backend, A, score, factors, mixture, row, column)
@@ -216,7 +253,11 @@ def _law_row_weights(backend: Backend, A: Matrix, law: Law, row: Any, budget: in
         weights = row_l1_weights(l1)
     else:
         weights = bernstein_row_weights(l1, A.n, max(budget, 1))
-    return weights if row is None else weights * np.asarray(row, np.float32)
+    if row is None:
+        return weights
+    check_vector(backend, row, "row", A.m)
+    given = row.detach().cpu() if hasattr(row, "detach") else row
+    return weights * np.asarray(given.get() if hasattr(given, "get") else given, np.float32)
 
 
 def _refuse(broken: int) -> None:
@@ -254,6 +295,8 @@ class _Pipeline:
         self, A: Matrix, scoring: Scoring, draw: Draw, out: Matrix
     ) -> tuple[int, NDArray[np.float64]]:
         """Each row a group of its own."""
+        if self.budget == 0:
+            return self.run(A, scoring, draw, out)  # then all groups are alike
         if self._keeps_largest(A.n):
             patterns, stops, broken = self.backend.row_thresholds(A, scoring, self.budget)
             if broken:
@@ -319,7 +362,7 @@ class _Pipeline:
         alpha, beta, first, last, top = bg.prepare(
             count, low, int(self.law.shape), self._parameter(A), A.m, A.n, self.budget
         )
-        C = 0.0
+        solved = (0.0, alpha, beta, 1.0)
         if first <= last:
             problem = (top, int(self.law.shape), alpha, beta, self.budget)
             c, cut, above, below = bg.solve_bins(count, low, first, last, *problem)
@@ -328,8 +371,8 @@ class _Pipeline:
                 c = bg.solve_values(
                     values.tolist(), multiplicity.tolist(), cut, above, below, *problem
                 )
-            C = bg.unit_scale(c)
-        parameters = np.array([[C, alpha, beta, bg.power_scale(top)]], np.float32)
+            solved = bg.kernel_parameters(c, top, int(self.law.shape), alpha, beta)
+        parameters = np.array([solved], np.float32)
         return LawTable(parameters, self.law.shape, self.rescale)
 
     def _draw(

@@ -289,7 +289,7 @@ def test_all_finite(dtype: str, bad: float) -> None:
     assert not CPU.all_finite(CPU.matrix(case(values, dtype).array))
 
 
-@pytest.mark.parametrize("budget", [0, 1, 60, 101, 150, 203])
+@pytest.mark.parametrize("budget", [1, 60, 101, 150, 203])
 def test_row_solutions(budget: int) -> None:
     """A row's histogram not cleaned for the next row, or a row's tie stop off by one."""
     one = case(np.round(mixed_values((40, 203), 19) * 300) / 300, "float32")

@@ -152,7 +152,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], Any, str]] = [
     ({"row": [1.0, 1, 1, 1], "law": "row-l1"}, TypeError, r"row: expected .*got .*list"),
     ({"row": np.ones(1, np.float32), "law": "row-l1"}, ValueError, r"row: expected .*got \(1,\)"),
     ({"row": np.ones(3, np.float32), "law": "bernstein"}, ValueError, r"row: expected .*\(3,\)"),
-    ({"score": "principal"}, ValueError, r"factors: .*'principal' needs .*; got None"),
+    ({"score": "principal"}, ValueError, r"factors: expected .*'principal'; got None"),
     ({"score": "principal", "factors": (L2, R2.T)}, ValueError, r"factors: expected .*\(6, 2\)"),
     ({"score": "aligned", "factors": (L2.T, R2)}, ValueError, r"factors: expected .*\(2, 4\)"),
     ({"score": "principal", "factors": (L2, R2[0])}, ValueError, r"factors: expected .*\(6,\)"),

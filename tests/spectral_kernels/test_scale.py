@@ -69,7 +69,7 @@ def test_expected_count(normal: Any, shape: Shape, density: float) -> None:
     problem = (top, int(shape), alpha, beta, budget)
     c, cut, _, _ = bg.solve_bins(count, low, first, last, *problem)
     assert cut < 0, "the bins of a smooth distribution answer without a second pass"
-    scale = oracle.Scale(bg.unit_scale(c), alpha, beta, bg.power_scale(top))
+    scale = oracle.Scale(*bg.kernel_parameters(c, top, int(shape), alpha, beta))
     expected = sum(
         float(oracle.probabilities(rows, shape, scale).sum(dtype=np.float64))
         for rows in np.array_split(s, 64)
@@ -168,7 +168,7 @@ def test_offsets_past_two_to_31(shape: tuple[int, int]) -> None:
         *problem, first, last, top, int(Shape.L1), 0.0, 0.0, budget
     )
     assert cut < 0, (above, below)
-    scale = oracle.Scale(bg.unit_scale(c), scale=bg.power_scale(top))
+    scale = oracle.Scale(*bg.kernel_parameters(c, top, int(Shape.L1), 0.0, 0.0))
     p = np.minimum(1.0, scale.C * magnitude.astype(np.float64) * scale.scale / stream.UNIT)
     assert abs((p * repeats).sum() - budget) < 1e-3 * budget
     assert abs(out.nnz - budget) < 1e-3 * budget + 6 * budget**0.5

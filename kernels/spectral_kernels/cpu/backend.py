@@ -11,6 +11,7 @@ from spectral_kernels import budget as bg
 from spectral_kernels.backend import (
     Draw,
     Float32,
+    Float64,
     Int64,
     LawTable,
     Matrix,
@@ -49,7 +50,7 @@ class CPUBackend:
                 tensor = tensor.view(torch.int16)
             flat = tensor.numpy().reshape(-1)
         else:
-            flat = np.ascontiguousarray(array).reshape(-1)
+            flat = _writable(np.ascontiguousarray(array)).reshape(-1)
         if dtype in ("float16", "bfloat16"):
             flat = flat.view(np.uint16)
         return Matrix(flat, m, flat.size // m, dtype)
@@ -108,9 +109,9 @@ class CPUBackend:
             )
         return patterns, stops, int(broken)
 
-    def row_l1(self, A: Matrix) -> Float32:
+    def row_l1(self, A: Matrix) -> Float64:
         with _threads(A):
-            sums: Float32 = rows.row_l1(A.storage, KINDS[A.dtype], A.m, A.n)
+            sums: Float64 = rows.row_l1(A.storage, KINDS[A.dtype], A.m, A.n)
         return sums
 
     def keep_largest(self, A: Matrix, scoring: Scoring, thresholds: Thresholds, out: Matrix) -> int:
@@ -137,6 +138,21 @@ class CPUBackend:
         count, _ = self.histogram(A, Scoring())
         finite: bool = not count[bg.FINITE_BINS :].any()
         return finite
+
+
+class _Unlocked:
+    """An array's memory, said to be writable; it keeps the array alive."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self.array = array
+
+
+def _writable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same memory; kernels only read it, and would be compiled again for read-only arrays."""
+    return array if array.flags.writeable else np.asarray(_Unlocked(array))
 
 
 @contextmanager

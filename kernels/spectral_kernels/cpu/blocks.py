@@ -100,7 +100,10 @@ def low_rank_block(left, right, rank, n, i, j, count, b):
 
 @njit(cache=True, error_model="numpy")
 def score(base, a, b, count, b_weight, a_weight, row, column, s):
-    """s[:count], the scores of entries a, with their low-rank values and column weights."""
+    """s[:count], the scores of entries a, with their low-rank values and column weights.
+
+    Absolute values clear the sign of a NaN, which would put it outside the histogram.
+    """
     if base == _PRINCIPAL:
         for k in range(count):
             s[k] = abs(b[k]) if a[k] != 0 else np.float32(0)
@@ -118,10 +121,10 @@ def score(base, a, b, count, b_weight, a_weight, row, column, s):
             s[k] = abs(a[k])
     if column.size > 0:
         for k in range(count):
-            s[k] = s[k] * column[k]
+            s[k] = abs(s[k] * column[k])
     if row != np.float32(1):
         for k in range(count):
-            s[k] = s[k] * row
+            s[k] = abs(s[k] * row)
 
 
 @njit(cache=True, error_model="numpy")

@@ -12,6 +12,7 @@ from numba import njit, prange
 from spectral_kernels import budget as bg
 from spectral_kernels.cpu.blocks import (
     BLOCK,
+    NATIVE,
     draws,
     load,
     low_rank_block,
@@ -23,6 +24,7 @@ from spectral_kernels.cpu.blocks import (
 _LOW_BITS = np.uint32(bg.LOW_BITS)
 _LOW_MASK = np.uint32(bg.LOW_MASK)
 _BINS = bg.BINS
+_NO_SIGN = np.uint32(0x7FFFFFFF)
 #: Rows that are worked on together under a low-rank score.
 STRIP = 32
 _VALUES = 1 << bg.LOW_BITS
@@ -94,7 +96,9 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             for k in range(size):
-                packed[bits[k] >> _LOW_BITS] += _ONE + np.uint64(bits[k] & _LOW_MASK)
+                # Without its sign not even a NaN lies outside the table.
+                pattern = bits[k] & _NO_SIGN
+                packed[pattern >> _LOW_BITS] += _ONE + np.uint64(pattern & _LOW_MASK)
             for k in range(size):
                 zeros += bits[k] == 0
             held += size
@@ -172,15 +176,17 @@ def tie_column(src, kind, n, i, base, factors, weights, row, column, threshold, 
 
 
 @njit(cache=True, error_model="numpy")
-def select(x, a, bits, threshold, ties, first, last, y):
+def select(x, kind, bits, threshold, ties, first, last, y):
     """y = x where the score is over the threshold, or equals it and `ties`; counts the nonzero."""
     least = np.uint32(threshold) + np.uint32(0 if ties else 1)
     zero = x.dtype.type(0)
+    # The sign of a zero in a 16-bit format, which travels as an integer.
+    minus_zero = zero if kind == NATIVE else x.dtype.type(0x8000)
     kept = np.int32(0)
     for k in range(np.uint64(first), np.uint64(last)):
         keep = bits[k] >= least
         y[k] = x[k] if keep else zero
-        kept += np.int32(keep and a[k] != 0)
+        kept += np.int32(keep and x[k] != zero and x[k] != minus_zero)
     return kept
 
 
@@ -211,8 +217,8 @@ def keep_largest(
             # Ties before tie_stop are kept: there the comparison is >=, after it >.
             early = min(max(tie_stops[i if by_row else 0] - (j if by_row else start), 0), size)
             x, y = src[start : start + size], out[start : start + size]
-            total += select(x, a, bits, threshold, True, 0, early, y)
-            total += select(x, a, bits, threshold, False, early, size, y)
+            total += select(x, kind, bits, threshold, True, 0, early, y)
+            total += select(x, kind, bits, threshold, False, early, size, y)
         kept[task] = total
     return kept.sum()
 

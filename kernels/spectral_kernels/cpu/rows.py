@@ -13,6 +13,7 @@ from spectral_kernels.rows import fixed_point_shift
 _LOW_BITS = np.uint32(bg.LOW_BITS)
 _LOW_MASK = np.uint32(bg.LOW_MASK)
 _BINS = bg.BINS
+_NO_SIGN = np.uint32(0x7FFFFFFF)
 _NOT_FINITE = np.uint32(bg.FINITE_BINS << bg.LOW_BITS)
 
 
@@ -23,7 +24,8 @@ def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratc
     for j in range(0, n, BLOCK):
         size = min(BLOCK, n - j)
         scored_block(src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch)
-        patterns[j : j + size] = bits[:size]
+        for k in range(size):
+            patterns[j + k] = bits[k] & _NO_SIGN  # a NaN too must lie inside the histogram
 
 
 @njit(cache=True, error_model="numpy")
@@ -76,7 +78,7 @@ def solve_row(patterns, count, low, m, shape, parameter, budget):
     alpha, beta, first, last, top = bg.prepare(
         count, low, shape, parameter, m, patterns.size, budget
     )
-    C = 0.0
+    solved = (0.0, alpha, beta, 1.0)
     if first <= last:
         c, cut, above, below = bg.solve_bins(
             count, low, first, last, top, shape, alpha, beta, budget
@@ -85,9 +87,9 @@ def solve_row(patterns, count, low, m, shape, parameter, budget):
             lows = lows_in_bin(patterns, cut, count[cut])
             ones = np.ones(lows.size, np.int64)
             c = bg.solve_values(lows, ones, cut, above, below, top, shape, alpha, beta, budget)
-        C = bg.unit_scale(c)
+        solved = bg.kernel_parameters(c, top, shape, alpha, beta)
     clear_row(patterns, count, low)
-    return C, alpha, beta, bg.power_scale(top)
+    return solved
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
@@ -147,8 +149,8 @@ def row_thresholds(src, kind, m, n, base, factors, weights, row, column, budget,
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def row_l1(src, kind, m, n):
-    """||A_i||_1 of each row, summed in integers; float32 (m,)."""
-    sums = np.zeros(m, np.float32)
+    """||A_i||_1 of each row, summed in integers; float64 (m,)."""
+    sums = np.zeros(m, np.float64)
     for i in prange(m):
         a, scratch = line(), line()
         largest = np.float32(0)
@@ -169,5 +171,5 @@ def row_l1(src, kind, m, n):
                 load(src[start : start + size], kind, size, a, a.view(np.uint32), scratch)
                 for k in range(size):
                     total += np.int64(np.float64(abs(a[k])) * factor_high * factor_low)
-            sums[i] = np.float32(math.ldexp(np.float64(total), -shift))
+            sums[i] = math.ldexp(np.float64(total), -shift)
     return sums

@@ -18,6 +18,7 @@ from spectral_kernels import budget as bg
 from spectral_kernels.backend import (
     Draw,
     Float32,
+    Float64,
     Int64,
     LawTable,
     Matrix,
@@ -142,8 +143,8 @@ class GPUBackend:
             first += part.m
         return _numpy(patterns).view(np.uint32), _numpy(stops), int(broken.sum())
 
-    def row_l1(self, A: Matrix) -> Float32:
-        sums = torch.empty(A.m, dtype=torch.float32, device=A.storage.device)
+    def row_l1(self, A: Matrix) -> Float64:
+        sums = torch.empty(A.m, dtype=torch.float64, device=A.storage.device)
         unit = vector_unit(A)
         columns = min(triton.next_power_of_2(A.n), 1024)
         rows = max(1, 1024 // columns)
@@ -152,7 +153,7 @@ class GPUBackend:
                 A.storage, sums, A.m, A.n // unit, fixed_point_shift(A.n, 0),
                 UNIT=unit, ROWS=rows, COLUMNS=columns,
             )  # fmt: skip
-        l1: Float32 = _numpy(sums)
+        l1: Float64 = _numpy(sums)
         return l1
 
     def keep_largest(self, A: Matrix, scoring: Scoring, thresholds: Thresholds, out: Matrix) -> int:

@@ -33,7 +33,7 @@ _HYBRID, _MAXIMUM = tl.constexpr(int(Shape.HYBRID)), tl.constexpr(int(Shape.MAXI
 _LEAST_RECIPROCAL = tl.constexpr(2.0**-24 + 2.0**-47)
 # Powers of two that keep the division of large entries in range; see `quotient`.
 _LARGE = tl.constexpr(2.0**100)
-_LARGE_SCALE = tl.constexpr(2.0**-64)
+_LARGE_SCALE = tl.constexpr(2.0**-40)
 _DOWN, _UP = tl.constexpr(2.0**-8), tl.constexpr(2.0**32)
 
 

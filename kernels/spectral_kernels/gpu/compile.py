@@ -33,7 +33,7 @@ _ELEMENTS = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 _POINTERS: dict[str, str | None] = {
     "src": None, "out": None, "kept": "i64", "table": "i64", "left": "fp32", "right": "fp32",
     "row": "fp32", "column": "fp32", "laws": "fp32", "thresholds": "i32", "tie_stops": "i64",
-    "scores": "i32", "broken": "i32", "sums": "fp32",
+    "scores": "i32", "broken": "i32", "sums": "fp64",
 }  # fmt: skip
 
 

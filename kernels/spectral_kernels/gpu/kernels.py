@@ -113,9 +113,9 @@ def scored_tile(
         )  # fmt: skip
         s = score(a, b, b_weight, a_weight, BASE)
     if column is not None:
-        s = s * tl.load(column + j0 + at, mask=inside_columns, other=0.0)[None, :]
+        s = tl.abs(s * tl.load(column + j0 + at, mask=inside_columns, other=0.0)[None, :])
     if row is not None:
-        s = s * tl.load(row + i, mask=inside_rows, other=0.0)[:, None]
+        s = tl.abs(s * tl.load(row + i, mask=inside_rows, other=0.0)[:, None])
     return x, a, s, offsets, inside
 
 

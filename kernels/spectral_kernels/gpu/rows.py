@@ -76,7 +76,7 @@ def row_l1(
     src, sums, m: tl.int64, units: tl.int64, bits: tl.int32,
     UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """sums float32 (m,): ||A_i||_1, summed in integers as `rows.row_l1` does; ROWS rows a program.
+    """sums float64 (m,): ||A_i||_1, summed in integers as `rows.row_l1` does; ROWS rows a program.
 
     Moves two reads of the matrix, the second from the cache. `bits` is `fixed_point_shift(n, 0)`.
     """
@@ -98,4 +98,4 @@ def row_l1(
         a = row_entries(src, i, m, j, n, COLUMNS).to(tl.float64)
         total += tl.sum((a * factor[:, None]).to(tl.int64), axis=1)
         j += COLUMNS
-    tl.store(sums + i, (total.to(tl.float64) * inverse).to(tl.float32), mask=i < m)
+    tl.store(sums + i, total.to(tl.float64) * inverse, mask=i < m)
