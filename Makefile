@@ -81,5 +81,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt \
 		--editable . --group dev
 	@echo "Compiling the CPU kernels"
-	@$(BIN)/python -c "from spectral_engine.demo.run import warm_up; warm_up()"
+	@$(BIN)/python -c "from spectral_engine.demo.run import warm_up; warm_up(seed=0)"
 	@touch $@

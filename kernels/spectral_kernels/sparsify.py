@@ -133,7 +133,8 @@ def make_scoring(
     if base != Base.MAGNITUDE:
         if not isinstance(factors, tuple | list) or len(factors) != 2:
             raise ValueError(
-                f"factors: expected (left, right), the low rank of score {score!r}; got {factors!r:.80}"
+                f"factors: expected (left, right), the low rank of score {score!r}; "
+                f"got {factors!r:.80}"
             )
         left, right = (check_vector(backend, factor, "factors", None) for factor in factors)
         fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0] > 0

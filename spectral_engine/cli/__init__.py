@@ -8,6 +8,7 @@ from rich.console import Console
 from spectral_engine import __version__
 from spectral_engine.cli.compare import compare
 from spectral_engine.cli.demo import demo
+from spectral_engine.cli.profile import profile
 from spectral_engine.cli.prune import prune
 from spectral_engine.cli.spectrum import spectrum
 
@@ -22,6 +23,7 @@ app.command()(demo)
 app.command()(prune)
 app.command()(spectrum)
 app.command()(compare)
+app.command()(profile)
 
 
 def _show_version(wanted: bool) -> None:

@@ -62,8 +62,8 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Float64]] = {
 }
 #: Squares of subnormal scores are known to a bin's width only, which the budget's docstring says.
 NORMAL_FAMILIES = [name for name in FAMILIES if name != "subnormal"]
-#: Families that span more of float32's range than an x or x^2 scaled by its largest can hold; thirty
-#: orders of magnitude are promised.
+#: Families that span more of float32's range than an x or x^2 scaled by its largest can hold.
+#: Thirty orders of magnitude are promised.
 WIDE_FAMILIES: dict[str, Callable[[np.random.Generator], Float64]] = {
     "outlier 1e20": lambda rng: with_outlier(rng, 1e20),
     "outlier 1e30": lambda rng: with_outlier(rng, 1e30),

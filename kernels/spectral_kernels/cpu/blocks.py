@@ -20,7 +20,8 @@ from spectral_kernels.stream import KEY_INCREMENTS, MULTIPLIERS, ROUNDS, UNIT, W
 BLOCK = 1024
 NATIVE, FLOAT16, BFLOAT16 = 0, 1, 2
 
-_PRINCIPAL, _ALIGNED, _MIXTURE = int(Base.PRINCIPAL), int(Base.ALIGNED), int(Base.MIXTURE)
+_MAGNITUDE, _PRINCIPAL = int(Base.MAGNITUDE), int(Base.PRINCIPAL)
+_ALIGNED, _MIXTURE = int(Base.ALIGNED), int(Base.MIXTURE)
 _L1, _L2, _HYBRID, _MAXIMUM = int(Shape.L1), int(Shape.L2), int(Shape.HYBRID), int(Shape.MAXIMUM)
 _M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 _W0, _W1 = np.uint64(KEY_INCREMENTS[0]), np.uint64(KEY_INCREMENTS[1])
@@ -32,7 +33,7 @@ _FLOAT16_SHIFT = np.float32(2.0**112)
 
 
 def load(src, kind, count, a, bits, scratch):
-    """a[:count] = src as float32; `bits` is a seen as uint32."""
+    """The entries as float32: src itself where it is, else a[:count]; `bits` is a as uint32."""
     raise NotImplementedError("compiled code only")
 
 
@@ -44,7 +45,7 @@ def _load(src, kind, count, a, bits, scratch):
             if kind == BFLOAT16:
                 for k in range(count):
                     bits[k] = np.uint32(src[k]) << np.uint32(16)
-                return
+                return a
             # A float16's exponent and fraction, moved to float32's place, are its value times
             # 2^-112, subnormals included; infinities and NaN are put back by hand.
             for k in range(count):
@@ -58,12 +59,21 @@ def _load(src, kind, count, a, bits, scratch):
                 if half & np.uint32(0x7C00) == np.uint32(0x7C00):
                     special = np.uint32(0x7F800000)
                 bits[k] = magnitude[k] | special | ((half & np.uint32(0x8000)) << np.uint32(16))
+            return a
 
         return load16
+
+    if src.dtype == types.float32:
+
+        def load_plain(src, kind, count, a, bits, scratch):
+            return src
+
+        return load_plain
 
     def load_native(src, kind, count, a, bits, scratch):
         for k in range(count):
             a[k] = np.float32(src[k])
+        return a
 
     return load_native
 
@@ -100,10 +110,12 @@ def low_rank_block(left, right, rank, n, i, j, count, b):
 
 @njit(cache=True, error_model="numpy")
 def score(base, a, b, count, b_weight, a_weight, row, column, s):
-    """s[:count], the scores of entries a, with their low-rank values and column weights.
+    """The scores of entries a, given their low-rank values and column weights: a or s[:count].
 
-    Absolute values clear the sign of a NaN, which would put it outside the histogram.
+    The sign of a score means nothing: it is that of the entry, or what a NaN came with.
     """
+    if base == _MAGNITUDE and column.size == 0 and row == np.float32(1):
+        return a
     if base == _PRINCIPAL:
         for k in range(count):
             s[k] = abs(b[k]) if a[k] != 0 else np.float32(0)
@@ -121,10 +133,11 @@ def score(base, a, b, count, b_weight, a_weight, row, column, s):
             s[k] = abs(a[k])
     if column.size > 0:
         for k in range(count):
-            s[k] = abs(s[k] * column[k])
+            s[k] = s[k] * column[k]
     if row != np.float32(1):
         for k in range(count):
-            s[k] = abs(s[k] * row)
+            s[k] = s[k] * row
+    return s
 
 
 @njit(cache=True, error_model="numpy")
@@ -132,22 +145,22 @@ def probabilities(shape, C, alpha, beta, scale, s, count, t):
     """t[:count] = min(floor(C g(s * scale)), 2^24)."""
     if shape == _L1:
         for k in range(count):
-            t[k] = min(np.floor(C * (s[k] * scale)), _UNIT)
+            t[k] = min(np.floor(C * (abs(s[k]) * scale)), _UNIT)
     elif shape == _L2:
         for k in range(count):
-            x = s[k] * scale
+            x = abs(s[k]) * scale
             t[k] = min(np.floor(C * (x * x)), _UNIT)
     elif shape == _HYBRID:
         for k in range(count):
-            x = s[k] * scale
+            x = abs(s[k]) * scale
             t[k] = min(np.floor(C * (alpha * x + beta * (x * x))), _UNIT)
     elif shape == _MAXIMUM:
         for k in range(count):
-            x = s[k] * scale
+            x = abs(s[k]) * scale
             t[k] = min(np.floor(C * max(x, beta * (x * x))), _UNIT)
     else:
         for k in range(count):
-            x = s[k] * scale
+            x = abs(s[k]) * scale
             g = x * x if x >= alpha else np.float32(0)
             t[k] = min(np.floor(C * g), _UNIT)
 

@@ -42,14 +42,16 @@ def line():
 
 @njit(cache=True, error_model="numpy")
 def scored_block(src, kind, n, i, j, count, base, factors, weights, row, column, a, s, scratch):
-    """Load a block into a and its scores into s."""
+    """The entries of a block as float32, and their scores up to sign; a and s are room for them."""
     start = i * n + j
-    load(src[start : start + count], kind, count, a, a.view(np.uint32), scratch)
+    entries = load(src[start : start + count], kind, count, a, a.view(np.uint32), scratch)
     weight = row[i] if row.size > 0 else np.float32(1)
     left, right, rank = factors
     if rank > 0:
         low_rank_block(left, right, rank, n, i, j, count, scratch)
-    score(base, a, scratch, count, weights[0], weights[1], weight, column[j : j + count], s)
+    by_column = column[j : j + count]
+    scores = score(base, entries, scratch, count, weights[0], weights[1], weight, by_column, s)
+    return entries, scores
 
 
 @njit(cache=True, error_model="numpy")
@@ -85,22 +87,22 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
     lows = np.zeros((tasks, _BINS), np.int64)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
-        bits = s.view(np.uint32)
         # One addition an entry: the count in the upper bits, the sum of the low bits under it.
         packed = np.zeros(_BINS, np.uint64)
         zeros, held = 0, 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
-            scored_block(
+            _, scores = scored_block(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
+            bits = scores.view(np.uint32)
             for k in range(size):
                 # Without its sign not even a NaN lies outside the table.
                 pattern = bits[k] & _NO_SIGN
                 packed[pattern >> _LOW_BITS] += _ONE + np.uint64(pattern & _LOW_MASK)
             for k in range(size):
-                zeros += bits[k] == 0
+                zeros += bits[k] & _NO_SIGN == 0
             held += size
             if held > _MAX_HELD - BLOCK:
                 unpack(packed, counts[task], lows[task])
@@ -121,16 +123,16 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
     counts = np.zeros((tasks, _VALUES), np.uint32)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
-        bits = s.view(np.uint32)
         count = counts[task]
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
-            scored_block(
+            _, scores = scored_block(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
+            bits = scores.view(np.uint32)
             for k in range(size):
-                if bits[k] >> _LOW_BITS == cut:
+                if (bits[k] & _NO_SIGN) >> _LOW_BITS == cut:
                     count[bits[k] & _LOW_MASK] += 1
     total = np.zeros(_VALUES, np.int64)
     for task in range(tasks):
@@ -146,15 +148,15 @@ def count_ties(src, kind, m, n, base, factors, weights, row, column, threshold):
     ties = np.zeros(m, np.int64)
     for i in prange(m):
         a, s, scratch = line(), line(), line()
-        bits = s.view(np.uint32)
         found = 0
         for j in range(0, n, BLOCK):
             size = min(BLOCK, n - j)
-            scored_block(
+            _, scores = scored_block(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
+            bits = scores.view(np.uint32)
             for k in range(size):
-                found += bits[k] == threshold
+                found += bits[k] & _NO_SIGN == threshold
         ties[i] = found
     return ties
 
@@ -163,13 +165,15 @@ def count_ties(src, kind, m, n, base, factors, weights, row, column, threshold):
 def tie_column(src, kind, n, i, base, factors, weights, row, column, threshold, wanted):
     """The column just after the `wanted`-th score of row i that equals `threshold`."""
     a, s, scratch = line(), line(), line()
-    bits = s.view(np.uint32)
     found = 0
     for j in range(0, n, BLOCK):
         size = min(BLOCK, n - j)
-        scored_block(src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch)
+        _, scores = scored_block(
+            src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
+        )
+        bits = scores.view(np.uint32)
         for k in range(size):
-            found += bits[k] == threshold
+            found += bits[k] & _NO_SIGN == threshold
             if found == wanted:
                 return j + k + 1
     return n
@@ -184,7 +188,7 @@ def select(x, kind, bits, threshold, ties, first, last, y):
     minus_zero = zero if kind == NATIVE else x.dtype.type(0x8000)
     kept = np.int32(0)
     for k in range(np.uint64(first), np.uint64(last)):
-        keep = bits[k] >= least
+        keep = bits[k] & _NO_SIGN >= least
         y[k] = x[k] if keep else zero
         kept += np.int32(keep and x[k] != zero and x[k] != minus_zero)
     return kept
@@ -204,14 +208,14 @@ def keep_largest(
     kept = np.zeros(tasks, np.int64)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
-        bits = s.view(np.uint32)
         total = 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
-            scored_block(
+            _, scores = scored_block(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
+            bits = scores.view(np.uint32)
             start = i * n + j
             threshold = thresholds[i if by_row else 0]
             # Ties before tie_stop are kept: there the comparison is >=, after it >.
@@ -242,16 +246,16 @@ def sample(
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
-            scored_block(
+            entries, scores = scored_block(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             C, alpha, beta, scale = laws[i if by_row else 0]
-            probabilities(shape, C, alpha, beta, scale, s, size, t)
+            probabilities(shape, C, alpha, beta, scale, scores, size, t)
             first = (j + column_offset) // 4
             skip = j + column_offset - 4 * first
             draws(i + row_offset, first, (skip + size + 3) // 4, stream, k0, k1, u)
             start = i * n + j
             x, y = src[start : start + size], out[start : start + size]
-            total += store_drawn(x, kind, size, a, t, u[skip:], rescale, y, scratch)
+            total += store_drawn(x, kind, size, entries, t, u[skip:], rescale, y, scratch)
         kept[task] = total
     return kept.sum()

@@ -20,10 +20,12 @@ _NOT_FINITE = np.uint32(bg.FINITE_BINS << bg.LOW_BITS)
 @njit(cache=True, error_model="numpy")
 def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, patterns):
     """The scores of row i, as bit patterns."""
-    bits = s.view(np.uint32)
     for j in range(0, n, BLOCK):
         size = min(BLOCK, n - j)
-        scored_block(src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch)
+        _, scores = scored_block(
+            src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
+        )
+        bits = scores.view(np.uint32)
         for k in range(size):
             patterns[j + k] = bits[k] & _NO_SIGN  # a NaN too must lie inside the histogram
 
@@ -157,9 +159,9 @@ def row_l1(src, kind, m, n):
         for j in range(0, n, BLOCK):
             size = min(BLOCK, n - j)
             start = i * n + j
-            load(src[start : start + size], kind, size, a, a.view(np.uint32), scratch)
+            entries = load(src[start : start + size], kind, size, a, a.view(np.uint32), scratch)
             for k in range(size):
-                largest = max(largest, abs(a[k]))
+                largest = max(largest, abs(entries[k]))
         if largest > 0:
             shift = fixed_point_shift(n, math.frexp(np.float64(largest))[1])
             factor_high = math.ldexp(1.0, shift // 2)
@@ -168,8 +170,8 @@ def row_l1(src, kind, m, n):
             for j in range(0, n, BLOCK):
                 size = min(BLOCK, n - j)
                 start = i * n + j
-                load(src[start : start + size], kind, size, a, a.view(np.uint32), scratch)
+                entries = load(src[start : start + size], kind, size, a, a.view(np.uint32), scratch)
                 for k in range(size):
-                    total += np.int64(np.float64(abs(a[k])) * factor_high * factor_low)
+                    total += np.int64(np.float64(abs(entries[k])) * factor_high * factor_low)
             sums[i] = math.ldexp(np.float64(total), -shift)
     return sums

@@ -1,0 +1,173 @@
+"""`spectral-engine profile`."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from spectral_engine.methods import PRESETS
+from spectral_engine.model_shapes import MODELS
+from spectral_engine.profiling import (
+    DTYPES,
+    Case,
+    Profile,
+    Row,
+    pick_device,
+    profile_cases,
+    profile_model,
+    trace,
+)
+
+#: Narrower, the table would lose its columns.
+TABLE_WIDTH = 120
+
+
+def profile(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="rows x columns, as 4096x11008; repeatable")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(DTYPES)}; repeatable")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(PRESETS)}; repeatable")
+    ] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option(help="of principal and aligned scores; repeatable")
+    ] = None,
+    density: Annotated[
+        list[float] | None, typer.Option(help="fraction kept, in (0, 1]; repeatable")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"the layers of {', '.join(MODELS)}, not --shape")
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="with --model, at most this many of repeated blocks")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    repeats: Annotated[int, typer.Option(help="timed calls of each case")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="write the figures as JSON")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw a roofline to this image file")] = None,
+    trace_file: Annotated[
+        Path | None, typer.Option("--trace", help="write a torch.profiler trace of one call each")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Time, bandwidth and memory of sparsification on this device, beside a copy of the matrix."""
+    chosen = pick_device(device)
+    kept = density or [0.1]
+    for one in kept:
+        if not 0.0 < one <= 1.0:
+            raise ValueError(f"density: expected the fraction kept, in (0, 1]; got {one!r}")
+    methods = method or ["magnitude", "randomized", "principal"]
+    if model is not None:
+        if model not in MODELS:
+            raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {model!r}")
+        many = [given for given in (shape, dtype, method, rank, density) if given]
+        if shape or trace_file or any(len(given) > 1 for given in many):
+            raise ValueError(
+                "model: expected no --shape or --trace and one --dtype, --method, --rank and "
+                "--density at most beside it"
+            )
+    elif blocks is not None:
+        raise ValueError(f"blocks: only --model has blocks; got {blocks}")
+    errors = Console(stderr=True)
+    with errors.status("measuring") as status:
+
+        def show(row: Row) -> None:
+            status.update(escape(f"measured {row.case.label or row.case.shape}"))
+
+        if model is not None:
+            found = profile_model(
+                MODELS[model],
+                methods[0],
+                1.0 - kept[0],
+                chosen,
+                dtype=dtype[0] if dtype else None,
+                rank=rank[0] if rank else None,
+                blocks=blocks,
+                progress=show,
+            )
+        else:
+            cases = sweep(shape or ["2048x2048"], dtype or ["float32"], methods, rank, kept)
+            found = profile_cases(cases, chosen, repeats, show)
+            if trace_file is not None:
+                trace(cases, chosen, trace_file)
+    if output is not None:
+        output.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        from spectral_engine.roofline import plot_roofline  # noqa: PLC0415 (loads Matplotlib)
+
+        plot_roofline(found, plot)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table(found))
+    for path in (output, plot, trace_file):
+        if path is not None:
+            typer.echo(f"wrote {path}")
+
+
+def sweep(
+    shapes: list[str],
+    dtypes: list[str],
+    methods: list[str],
+    ranks: list[int] | None,
+    densities: list[float],
+) -> list[Case]:
+    """Every combination; ranks only where the method has one."""
+    cases = []
+    for shape, dtype, method, density in itertools.product(shapes, dtypes, methods, densities):
+        needs_rank = method in PRESETS and PRESETS[method].needs_low_rank
+        some: Sequence[int | None] = ranks if ranks and needs_rank else [None]
+        for rank in some:
+            cases.append(Case(sizes(shape), dtype, method, 1.0 - density, rank))
+    return cases
+
+
+def sizes(shape: str) -> tuple[int, ...]:
+    """ "4096x11008" as (4096, 11008)."""
+    parts = shape.lower().split("x")
+    if len(parts) < 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"shape: expected sizes as in 4096x11008; got {shape!r}")
+    return tuple(int(part) for part in parts)
+
+
+def table(profile: Profile) -> Table:
+    """A line for each row, and what all took."""
+    calls = sum(row.calls for row in profile.rows)
+    caption = f"{calls} calls, {profile.total_seconds:.3g} s"
+    if profile.model is not None:
+        caption += f"; in memory at a time: {profile.resident} of {profile.model}"
+    shown = Table(title=escape(profile.device), caption=caption, title_justify="left")
+    shown.add_column("matrix")
+    for name in ("dtype", "method", "density", "rank"):
+        shown.add_column(name)
+    for name in ("calls", "ms", "SVD ms", "GB/s", "of copy", "peak MiB"):
+        shown.add_column(name, justify="right")
+    for row in profile.rows:
+        case = row.case
+        shown.add_row(
+            " ".join(filter(None, (case.label, "x".join(map(str, case.shape))))),
+            case.dtype,
+            case.method,
+            f"{1.0 - case.sparsity:g}",
+            "" if row.rank is None else str(row.rank),
+            str(row.calls),
+            f"{1e3 * row.seconds:.3g}",
+            f"{1e3 * row.svd_seconds:.3g}" if row.rank is not None else "",
+            f"{row.gb_per_s:.1f}",
+            f"{row.share:.0%}",
+            "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}",
+        )
+    return shown
