@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from spectral_kernels.backend import Draw, Scoring
 from spectral_kernels.gpu.backend import GPU
@@ -88,8 +87,8 @@ TARGETS = (
 def operations(p: Problem) -> dict[str, Operation]:
     """What is timed on one matrix; the budgets of the kernels are solved beforehand."""
     A, out, device = GPU.matrix(p.A), GPU.matrix(p.existing), p.A.device
-    laws = torch.tensor([[np.float32(p.c * UNIT), 0.0, 0.0, 1.0]], device=device)
-    pattern = torch.tensor([p.threshold], device=device).view(torch.int32)
+    laws = torch.tensor([[p.c * UNIT, 0.0, 0.0, 1.0]], dtype=torch.float32, device=device)
+    pattern = torch.tensor([p.threshold], dtype=torch.float32, device=device).view(torch.int32)
     stop = torch.tensor([p.A.numel()], device=device)
     low_rank = Scoring(Base.PRINCIPAL, p.left, p.right)
     arguments: dict[str, Any] = {"sparsity": SPARSITY, "law": "l1"}

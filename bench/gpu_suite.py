@@ -118,8 +118,8 @@ def run_sanitizer(seconds: float) -> list[dict[str, Any]]:
     found = []
     for name in TOOLS:
         command = [
-            tool, "--tool", name, "--target-processes", "application-only", sys.executable, __file__, "--parts", "checks", "--small",
-            "--output", os.devnull,
+            tool, "--tool", name, "--target-processes", "application-only",
+            sys.executable, __file__, "--parts", "checks", "--small", "--output", os.devnull,
         ]  # fmt: skip
         try:
             done = subprocess.run(

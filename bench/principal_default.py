@@ -95,6 +95,8 @@ def main() -> None:
         wanted = [f"encoder.layer.{i}.{name}.weight" for i in LAYERS for name in MATRICES]
         names = [key for key in file.keys() for name in wanted if key.endswith(name)]  # noqa: SIM118
         matrices = [file.get_tensor(name).float() for name in names]
+    # One thread: LAPACK's threads wait for one another on matrices this small.
+    torch.set_num_threads(1)
     rows = []
     for sparsity in SPARSITIES:
         table = Table(title=f"sparsity {sparsity:.0%}")
