@@ -24,7 +24,7 @@ from spectral_engine.matrices import (
 from spectral_engine.methods import Method, resolve
 
 #: The rank of a spectral score where none is given, as a share of min(m, n).
-DEFAULT_RANK_SHARE = 0.25
+DEFAULT_RANK_SHARE = 0.5
 
 
 @dataclass
@@ -121,10 +121,10 @@ def sparsify(
         method: "magnitude", "randomized", "principal" or "aligned"; see `methods`.
         sparsity: fraction of zeros, in [0, 1). Exact where the method keeps the largest; where it
             draws, the expected count is within 1e-3 and the count itself within sampling noise.
-        rank: of B for "principal" and "aligned"; by default a quarter of min(m, n).
+        rank: of B for "principal" and "aligned"; by default half of min(m, n).
         law, law_parameter, rescale: override the method's own; laws are in
             `spectral_kernels.laws`, with formulas and sources.
-        mixture: for "principal", the magnitude's share t in
+        mixture: for "principal", the magnitude's share t (by default 1/2, see `methods`) in
             s^2 = (1 - t) B^2 / ||B||_F^2 + t A^2 / ||A||_F^2.
         refit: None, or "scale": the kept entries times the one scalar that restores sigma_1.
         inputs: calibration inputs (..., n) of the layer; each score is multiplied by the root

@@ -34,9 +34,7 @@ def prune(
     sparsity: Annotated[float, typer.Option(help="fraction of zeros, in [0, 1)")] = 0.9,
     rank: Annotated[
         int | None,
-        typer.Option(
-            help="rank of principal and aligned scores; if not given, a quarter of min(m, n)"
-        ),
+        typer.Option(help="rank of principal and aligned scores; if not given, half of min(m, n)"),
     ] = None,
     law: Annotated[
         str | None, typer.Option(help=f"instead of the method's own: {', '.join(LAW_NAMES)}")

@@ -18,7 +18,7 @@ def test_presets_are_the_documented_rows():
     assert rows == {
         "magnitude": ("magnitude", "threshold", False, False),
         "randomized": ("magnitude", "l1", True, False),
-        "principal": ("principal", "threshold", False, True),
+        "principal": ("mixture", "threshold", False, True),
         "aligned": ("aligned", "threshold", False, True),
     }
 

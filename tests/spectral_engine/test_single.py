@@ -119,7 +119,7 @@ def test_report_is_complete_and_true(method, law):
     assert torch.equal(out.mask, out.weight != 0)
     assert (report.method, report.group, report.requested) == (method, "row", 0.7)
     assert report.law == (law or {"randomized": "l1"}.get(method, "threshold"))
-    assert report.rank == (5 if method in ("principal", "aligned") else None)
+    assert report.rank == (10 if method in ("principal", "aligned") else None)
     assert report.size == 600
     assert report.c > 0
     assert report.seconds > 0
@@ -184,9 +184,9 @@ def test_default_rank_and_principal_scores():
     A = gaussian(24, 16, dtype=torch.float64)
     U, S, Vh = torch.linalg.svd(A, full_matrices=False)
     for rank in (None, 3):
-        k = rank or 4
+        k = rank or 8
         B = (U[:, :k] * S[:k]) @ Vh[:k]
-        out = se.sparsify(A, "principal", 0.75, rank=rank)
+        out = se.sparsify(A, "principal", 0.75, rank=rank, mixture=0.0)
         assert out.report.rank == k
         assert torch.equal(
             out.mask, B.abs() >= B.abs().flatten().kthvalue(A.numel() * 3 // 4 + 1)[0]
@@ -199,14 +199,15 @@ def test_default_rank_and_principal_scores():
 def test_mixture_goes_from_principal_to_magnitude():
     """Catches shares swapped, norms left out of the mixture, or a share that does nothing."""
     A = gaussian(24, 16)
-    ends = [se.sparsify(A, "principal", 0.5, mixture=t).mask for t in (0.0, 1.0)]
-    assert torch.equal(ends[0], se.sparsify(A, "principal", 0.5).mask)
-    assert torch.equal(ends[1], se.sparsify(A, "magnitude", 0.5).mask)
+    whole = se.sparsify(A, "principal", 0.5, mixture=1.0)
+    assert torch.equal(whole.mask, se.sparsify(A, "magnitude", 0.5).mask)
     U, S, Vh = torch.linalg.svd(A.double(), full_matrices=False)
-    B = (U[:, :4] * S[:4]) @ Vh[:4]
-    score = 0.7 * B**2 / B.square().sum() + 0.3 * A.double() ** 2 / A.double().square().sum()
-    expected = score >= score.flatten().kthvalue(A.numel() // 2 + 1)[0]
-    assert torch.equal(se.sparsify(A, "principal", 0.5, mixture=0.3).mask, expected)
+    B = (U[:, :8] * S[:8]) @ Vh[:8]
+    low, full = B.square() / B.square().sum(), A.double().square() / A.double().square().sum()
+    for share, options in ((0.3, {"mixture": 0.3}), (0.5, {}), (0.0, {"mixture": 0.0})):
+        score = (1 - share) * low + share * full
+        expected = score >= score.flatten().kthvalue(A.numel() // 2 + 1)[0]
+        assert torch.equal(se.sparsify(A, "principal", 0.5, **options).mask, expected)
 
 
 @pytest.mark.parametrize(
