@@ -24,6 +24,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
+from numpy.typing import NDArray
 
 from spectral_kernels.laws import Shape
 from spectral_kernels.stream import UNIT
@@ -40,7 +41,7 @@ MAX_LIFT = 60
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 #: One integer per bin or value: a list to plain Python, an int64 array to compiled code.
-Counts: TypeAlias = Sequence[int]
+Counts: TypeAlias = Sequence[int] | NDArray[np.int64]
 
 # Numba freezes globals as constants; these names keep the enum out of the compiled code.
 _L1, _L2, _HYBRID = int(Shape.L1), int(Shape.L2), int(Shape.HYBRID)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_kernels import budget as bg
+from spectral_kernels import solver
 from spectral_kernels.backend import (
     DTYPES,
     Backend,
@@ -286,10 +287,10 @@ class _Pipeline:
         if broken:
             _refuse(broken)
         if self._keeps_largest(A.size):
-            thresholds = self._threshold(A, scoring, counts[0].tolist())
+            thresholds = self._threshold(A, scoring, counts[0])
             nnz = self.backend.keep_largest(A, scoring, thresholds, out)
             return nnz, thresholds.patterns.view(np.float32).astype(np.float64)
-        table = self._solve(A, scoring, counts[0].tolist(), counts[1].tolist())
+        table = self._solve(A, scoring, *counts)
         return self._draw(A, scoring, table, draw, out)
 
     def run_rows(
@@ -337,17 +338,15 @@ class _Pipeline:
         """Whether nothing is left to chance: also where all is kept, or nothing."""
         return not self.law.draws or self.budget in (0, size)
 
-    def _threshold(self, A: Matrix, scoring: Scoring, count: list[int]) -> Thresholds:
+    def _threshold(self, A: Matrix, scoring: Scoring, count: Int64) -> Thresholds:
         if self.budget == 0:
             return Thresholds(np.array([bg.FINITE_BINS << bg.LOW_BITS], np.uint32))
-        cut, above = bg.find_rank(count, self.budget)
+        cut, above = solver.find_rank(count, self.budget)
         if cut < 0:
             pattern, equal, wanted = 0, A.size - above, self.budget - above
         else:
             low, multiplicity = self.backend.refine(A, scoring, cut)
-            value, equal, wanted = bg.find_rank_value(
-                low.tolist(), multiplicity.tolist(), above, self.budget
-            )
+            value, equal, wanted = solver.find_rank_value(low, multiplicity, above, self.budget)
             pattern = (cut << bg.LOW_BITS) + value
         stop = A.size
         if wanted < equal:
@@ -359,19 +358,17 @@ class _Pipeline:
             return am07_constant(A.n)
         return self.law.parameter
 
-    def _solve(self, A: Matrix, scoring: Scoring, count: list[int], low: list[int]) -> LawTable:
-        alpha, beta, first, last, top = bg.prepare(
+    def _solve(self, A: Matrix, scoring: Scoring, count: Int64, low: Int64) -> LawTable:
+        alpha, beta, first, last, top = solver.prepare(
             count, low, int(self.law.shape), self._parameter(A), A.m, A.n, self.budget
         )
         solved = (0.0, alpha, beta, 1.0)
         if first <= last:
             problem = (top, int(self.law.shape), alpha, beta, self.budget)
-            c, cut, above, below = bg.solve_bins(count, low, first, last, *problem)
+            c, cut, above, below = solver.solve_bins(count, low, first, last, *problem)
             if cut >= 0:
                 values, multiplicity = self.backend.refine(A, scoring, cut)
-                c = bg.solve_values(
-                    values.tolist(), multiplicity.tolist(), cut, above, below, *problem
-                )
+                c = solver.solve_values(values, multiplicity, cut, above, below, *problem)
             solved = bg.kernel_parameters(c, top, int(self.law.shape), alpha, beta)
         parameters = np.array([solved], np.float32)
         return LawTable(parameters, self.law.shape, self.rescale)

@@ -28,7 +28,7 @@ from spectral_kernels.stream import split_seed
 KINDS = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": NATIVE, "float64": NATIVE}
 _NONE = np.empty(0, np.float32)
 #: Tasks that each hold a table of 2^18 counts, 1 MiB.
-_MAX_TABLES = 4
+_MAX_TABLES = 8
 _MAX_TASK_ENTRIES = 2**31
 #: Entries that are worth one more thread.
 _THREAD_ENTRIES = 1 << 16
@@ -76,7 +76,8 @@ class CPUBackend:
 
     def refine(self, A: Matrix, scoring: Scoring, cut: int) -> tuple[Int64, Int64]:
         with _threads(A) as tasks:
-            tables = max(min(tasks, _MAX_TABLES), -(-A.size // _MAX_TASK_ENTRIES))
+            tables = min(tasks, numba.get_num_threads(), _MAX_TABLES)
+            tables = max(tables, -(-A.size // _MAX_TASK_ENTRIES))
             total = kernels.refine(A.storage, *_arguments(A, scoring), cut, tables)
         low = np.flatnonzero(total)
         return low, total[low]
