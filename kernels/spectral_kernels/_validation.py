@@ -3,8 +3,6 @@
 import math
 import operator
 
-from spectral_kernels.stream import WORD_MASK
-
 
 def positive_integer(value: int, name: str, at_most: int | None = None, meaning: str = "") -> int:
     """`value` as an int in [1, at_most]; `meaning` says in the message what `at_most` is."""
@@ -29,10 +27,17 @@ def require_tolerance(value: float) -> float:
     return float(value)
 
 
+def word(value: int, name: str, bits: int) -> int:
+    """`value` as an int in [0, 2^bits)."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer; got {type(value).__name__}")
+    number = operator.index(value)
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name}: expected an integer in [0, 2^{bits}); got {number}")
+    return number
+
+
 def require_seed(seed: int, stream: int) -> None:
     """Seed a 64-bit word, stream a 32-bit word."""
-    for name, value, top in (("seed", seed, 2**64 - 1), ("stream", stream, WORD_MASK)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name}: expected an integer; got {value!r}")
-        if not 0 <= operator.index(value) <= top:
-            raise ValueError(f"{name}: expected an integer in [0, {top}]; got {value}")
+    word(seed, "seed", 64)
+    word(stream, "stream", 32)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from spectral_kernels import budget as bg
 from spectral_kernels import solver
+from spectral_kernels._validation import word
 from spectral_kernels.backend import (
     DTYPES,
     Backend,
@@ -90,15 +91,6 @@ def entries_to_keep(size: int, sparsity: float) -> int:
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity: expected the fraction of zeros, in [0, 1); got {sparsity!r}")
     return size - round(float(sparsity) * size)
-
-
-def check_integer(value: Any, argument: str, bits: int) -> int:
-    """`value` as an int in [0, 2^bits)."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument}: expected an integer; got {type(value).__name__}")
-    if not 0 <= int(value) < 1 << bits:
-        raise ValueError(f"{argument}: expected an integer in [0, 2^{bits}); got {value}")
-    return int(value)
 
 
 def histogram(
@@ -219,10 +211,10 @@ def sparsify(
     per_row = group == "row"
     budget = entries_to_keep(A.n if per_row else A.size, sparsity)
     draw = Draw(
-        check_integer(seed, "seed", 64),
-        check_integer(stream, "stream", 32),
-        check_integer(row_offset, "row_offset", 63),
-        check_integer(column_offset, "column_offset", 34),
+        word(seed, "seed", 64),
+        word(stream, "stream", 32),
+        word(row_offset, "row_offset", 63),
+        word(column_offset, "column_offset", 34),
     )
     # The histogram finds what is not finite, unless B hides it or the row sums trip over it first.
     hidden = score != "magnitude" or solved_law.row_weights != "none"

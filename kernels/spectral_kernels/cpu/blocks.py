@@ -34,7 +34,7 @@ _FLOAT16_SHIFT = np.float32(2.0**112)
 
 def load(src, kind, count, a, bits, scratch):
     """The entries as float32: src itself where it is, else a[:count]; `bits` is a as uint32."""
-    raise NotImplementedError("compiled code only")
+    raise RuntimeError("only compiled code calls this; its overloads are below")
 
 
 @overload(load)
@@ -190,7 +190,7 @@ def draws(row, first_quad, quads, stream, k0, k1, u):
 
 def store_drawn(src, kind, count, a, t, u, rescale, out, scratch):
     """out = src where u < t, else 0, over t / 2^24 if `rescale`; returns how many are kept."""
-    raise NotImplementedError("compiled code only")
+    raise RuntimeError("only compiled code calls this; its overloads are below")
 
 
 @overload(store_drawn)
