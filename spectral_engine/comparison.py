@@ -1,6 +1,5 @@
 """Two checkpoints of one network, compared weight by weight: how far pruning moved its spectrum."""
 
-import io
 import json
 import math
 import os
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from spectral_engine.checkpoints import open_checkpoint
@@ -22,6 +20,7 @@ from spectral_engine.layers import Selector, Skipped
 from spectral_engine.matrices import check_rank
 from spectral_engine.parallel import for_each
 from spectral_engine.spectra import COPIES, at_least_one
+from spectral_engine.tables import as_text, plain_text
 from spectral_engine.weights import Weight, reader, require_found, weights_of
 
 WIDTH = 110
@@ -88,7 +87,7 @@ class Comparison:
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.layers:
             table.add_row(
-                row.name,
+                plain_text(row.name),
                 "x".join(map(str, row.shape)),
                 *(
                     f"{value:.4f}"
@@ -106,14 +105,8 @@ class Comparison:
         return table
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        console = Console(file=out, width=WIDTH)
-        console.print(self.table())
-        for skipped in self.skipped:
-            console.print(
-                f"not compared: {skipped.name}, {skipped.reason}", markup=False, highlight=False
-            )
-        return out.getvalue().rstrip()
+        left = (plain_text(f"not compared: {one.name}, {one.reason}") for one in self.skipped)
+        return as_text(WIDTH, self.table(), *left)
 
 
 def compare(

@@ -1,6 +1,5 @@
 """What pruning did: one row a layer, as a table, a dictionary or a file."""
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -12,12 +11,12 @@ from typing import Any
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
-from rich.text import Text
 
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.errors import Errors
 from spectral_engine.layers import Skipped
 from spectral_engine.single import SparsifyReport
+from spectral_engine.tables import as_text, plain_text
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class PruneReport:
         for layer in self.layers:
             found = (layer.spectral, layer.frobenius, layer.singular_values)
             table.add_row(
-                _plain_text(layer.name),
+                plain_text(layer.name),
                 "x".join(map(str, layer.shape)),
                 *([str(layer.rank or "-")] if ranked else []),
                 f"{layer.sparsity:.4f}",
@@ -155,24 +154,16 @@ class PruneReport:
         for reason, group in groupby(sorted(self.skipped, key=_reason), key=_reason):
             names = [skipped.name for skipped in group]
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            yield _plain_text(f"left alone, {reason}: {shown}")
+            yield plain_text(f"left alone, {reason}: {shown}")
         for pattern in self.unmatched:
-            yield _plain_text(f"matched no weight: {pattern}")
+            yield plain_text(f"matched no weight: {pattern}")
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get().rstrip()
+        return as_text(100, self)
 
 
 def _reason(skipped: Skipped) -> str:
     return skipped.reason
-
-
-def _plain_text(text: str) -> Text:
-    """Text as it is: names come out of files, and may look like markup or steer a terminal."""
-    return Text("".join(char if char.isprintable() else "?" for char in text))
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """The spectra of a network: one row a weight, as a table, a dictionary, a data frame or a file."""
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.layers import Skipped
 from spectral_engine.optional import optional
 from spectral_engine.spectral_statistics import PowerLaw, Statistics
+from spectral_engine.tables import as_text, plain_text
 
 #: The width of a printed table.
 WIDTH = 132
@@ -138,18 +137,14 @@ class Spectra:
         ):  # fmt: skip
             table.add_column(name, justify="right", no_wrap=True)
         for layer in self.layers:
-            table.add_row(layer.name, "x".join(map(str, layer.shape)), *_cells(layer.statistics))
+            table.add_row(
+                plain_text(layer.name), "x".join(map(str, layer.shape)), *_cells(layer.statistics)
+            )
         return table
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        console = Console(file=out, width=WIDTH)
-        console.print(self.table())
-        for skipped in self.skipped:
-            console.print(
-                f"no spectrum: {skipped.name}, {skipped.reason}", markup=False, highlight=False
-            )
-        return out.getvalue().rstrip()
+        left = (plain_text(f"no spectrum: {one.name}, {one.reason}") for one in self.skipped)
+        return as_text(WIDTH, self.table(), *left)
 
 
 def _cells(row: Statistics) -> Iterator[str]:

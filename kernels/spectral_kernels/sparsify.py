@@ -216,16 +216,16 @@ def sparsify(
         word(row_offset, "row_offset", 63),
         word(column_offset, "column_offset", 34),
     )
-    # The histogram finds what is not finite, unless B hides it or the row sums trip over it first.
-    hidden = score != "magnitude" or solved_law.row_weights != "none"
-    if hidden and not backend.all_finite(A):
-        raise ValueError("weight: expected finite entries that fit float32; got NaN or infinity")
     if not isinstance(rescale, bool):
         raise TypeError(f"rescale: expected a bool; got {rescale!r}")
     if draw.column + A.n > LAST_COLUMN:
         raise ValueError(
             f"column_offset: expected columns under 2^34; got {draw.column} + {A.n} columns"
         )
+    # The histogram finds what is not finite, unless B hides it or the row sums trip over it first.
+    hidden = score != "magnitude" or solved_law.row_weights != "none"
+    if hidden and not backend.all_finite(A):
+        raise ValueError("weight: expected finite entries that fit float32; got NaN or infinity")
     if solved_law.row_weights != "none":
         row = _law_row_weights(backend, A, solved_law, row, budget * A.m if per_row else budget)
     scoring = make_scoring(backend, A, score, factors, mixture, row, column)
@@ -247,11 +247,8 @@ def _law_row_weights(backend: Backend, A: Matrix, law: Law, row: Any, budget: in
         weights = row_l1_weights(l1)
     else:
         weights = bernstein_row_weights(l1, A.n, max(budget, 1))
-    if row is None:
-        return weights
-    check_vector(backend, row, "row", A.m)
-    given = row.detach().cpu() if hasattr(row, "detach") else row
-    return weights * np.asarray(given.get() if hasattr(given, "get") else given, np.float32)
+    own = backend.vector(weights)
+    return own if row is None else own * check_vector(backend, row, "row", A.m)
 
 
 def _refuse(broken: int) -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from spectral_engine import comparison
+from spectral_engine.cli.options import AsJson, Ignore, Targets
 
 
 def compare(
@@ -18,13 +19,9 @@ def compare(
         Path, typer.Argument(metavar="PRUNED", help="a checkpoint of the same weights")
     ],
     rank: Annotated[int, typer.Option(help="leading values and vectors compared")] = 64,
-    targets: Annotated[
-        list[str] | None, typer.Option(help="only these: globs or 're:...'; repeatable")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="not these: globs or 're:...'; repeatable")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    targets: Targets = None,
+    ignore: Ignore = None,
+    as_json: AsJson = False,
 ) -> None:
     """How far pruning moved each weight: its norms, singular values and leading subspaces."""
     errors = Console(stderr=True)

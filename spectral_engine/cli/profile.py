@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spectral_engine.cli.options import AsJson
 from spectral_engine.methods import PRESETS
 from spectral_engine.model_shapes import MODELS
 from spectral_engine.profiling import (
@@ -65,7 +66,7 @@ def profile(
     trace_file: Annotated[
         Path | None, typer.Option("--trace", help="write a torch.profiler trace of one call each")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time, bandwidth and memory of sparsification on this device, beside a copy of the matrix."""
     chosen = pick_device(device)

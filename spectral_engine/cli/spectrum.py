@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from spectral_engine.cli.options import AsJson, Ignore, Targets
 from spectral_engine.spectra import spectra
 
 #: Narrower, the table would lose its columns; a terminal can be widened.
@@ -25,13 +26,9 @@ def spectrum(
     full: Annotated[
         bool, typer.Option("--full", help="whole spectra, to rounding, whatever it takes")
     ] = False,
-    targets: Annotated[
-        list[str] | None, typer.Option(help="only these: globs or 're:...'; repeatable")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="not these: globs or 're:...'; repeatable")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    targets: Targets = None,
+    ignore: Ignore = None,
+    as_json: AsJson = False,
 ) -> None:
     """Singular values, norms, ranks and tails of every weight in a file or folder."""
     table = spectra(

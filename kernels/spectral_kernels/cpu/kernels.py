@@ -24,7 +24,7 @@ from spectral_kernels.cpu.blocks import (
 _LOW_BITS = np.uint32(bg.LOW_BITS)
 _LOW_MASK = np.uint32(bg.LOW_MASK)
 _BINS = bg.BINS
-_NO_SIGN = np.uint32(0x7FFFFFFF)
+NO_SIGN = np.uint32(0x7FFFFFFF)
 #: Rows that are worked on together under a low-rank score.
 STRIP = 32
 _VALUES = 1 << bg.LOW_BITS
@@ -99,10 +99,10 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
             bits = scores.view(np.uint32)
             for k in range(size):
                 # Without its sign not even a NaN lies outside the table.
-                pattern = bits[k] & _NO_SIGN
+                pattern = bits[k] & NO_SIGN
                 packed[pattern >> _LOW_BITS] += _ONE + np.uint64(pattern & _LOW_MASK)
             for k in range(size):
-                zeros += bits[k] & _NO_SIGN == 0
+                zeros += bits[k] & NO_SIGN == 0
             held += size
             if held > _MAX_HELD - BLOCK:
                 unpack(packed, counts[task], lows[task])
@@ -132,7 +132,7 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
             )
             bits = scores.view(np.uint32)
             for k in range(size):
-                if (bits[k] & _NO_SIGN) >> _LOW_BITS == cut:
+                if (bits[k] & NO_SIGN) >> _LOW_BITS == cut:
                     count[bits[k] & _LOW_MASK] += 1
     total = np.zeros(_VALUES, np.int64)
     for task in range(tasks):
@@ -156,7 +156,7 @@ def count_ties(src, kind, m, n, base, factors, weights, row, column, threshold):
             )
             bits = scores.view(np.uint32)
             for k in range(size):
-                found += bits[k] & _NO_SIGN == threshold
+                found += bits[k] & NO_SIGN == threshold
         ties[i] = found
     return ties
 
@@ -173,7 +173,7 @@ def tie_column(src, kind, n, i, base, factors, weights, row, column, threshold, 
         )
         bits = scores.view(np.uint32)
         for k in range(size):
-            found += bits[k] & _NO_SIGN == threshold
+            found += bits[k] & NO_SIGN == threshold
             if found == wanted:
                 return j + k + 1
     return n
@@ -188,7 +188,7 @@ def select(x, kind, bits, threshold, ties, first, last, y):
     minus_zero = zero if kind == NATIVE else x.dtype.type(0x8000)
     kept = np.int32(0)
     for k in range(np.uint64(first), np.uint64(last)):
-        keep = bits[k] & _NO_SIGN >= least
+        keep = bits[k] & NO_SIGN >= least
         y[k] = x[k] if keep else zero
         kept += np.int32(keep and x[k] != zero and x[k] != minus_zero)
     return kept

@@ -7,13 +7,12 @@ from numba import njit, prange
 
 from spectral_kernels import budget as bg
 from spectral_kernels.cpu.blocks import BLOCK, load
-from spectral_kernels.cpu.kernels import line, scored_block
+from spectral_kernels.cpu.kernels import NO_SIGN, line, scored_block
 from spectral_kernels.rows import fixed_point_shift
 
 _LOW_BITS = np.uint32(bg.LOW_BITS)
 _LOW_MASK = np.uint32(bg.LOW_MASK)
 _BINS = bg.BINS
-_NO_SIGN = np.uint32(0x7FFFFFFF)
 _NOT_FINITE = np.uint32(bg.FINITE_BINS << bg.LOW_BITS)
 
 
@@ -27,7 +26,7 @@ def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratc
         )
         bits = scores.view(np.uint32)
         for k in range(size):
-            patterns[j + k] = bits[k] & _NO_SIGN  # a NaN too must lie inside the histogram
+            patterns[j + k] = bits[k] & NO_SIGN  # a NaN too must lie inside the histogram
 
 
 @njit(cache=True, error_model="numpy")
@@ -132,11 +131,9 @@ def row_thresholds(src, kind, m, n, base, factors, weights, row, column, budget,
             wanted = budget - above
             if b >= 0:
                 lows = lows_in_bin(patterns, b, count[b])
-                ones = np.ones(lows.size, np.int64)
-                value, _, _ = bg.find_rank_value(lows, ones, above, budget)
+                value = lows[lows.size - wanted]
                 threshold = np.uint32((b << bg.LOW_BITS) + value)
-                # Sorted with repeats, the equal values above this rank are kept too.
-                wanted = budget - above - (lows > value).sum()
+                wanted -= (lows > value).sum()
             clear_row(patterns, count, low)
             thresholds[i] = threshold
             found = 0
