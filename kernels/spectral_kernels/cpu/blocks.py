@@ -22,11 +22,11 @@ NATIVE, FLOAT16, BFLOAT16 = 0, 1, 2
 
 _MAGNITUDE, _PRINCIPAL = int(Base.MAGNITUDE), int(Base.PRINCIPAL)
 _ALIGNED, _MIXTURE = int(Base.ALIGNED), int(Base.MIXTURE)
-_L1, _L2, _HYBRID, _MAXIMUM = int(Shape.L1), int(Shape.L2), int(Shape.HYBRID), int(Shape.MAXIMUM)
 _M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 _W0, _W1 = np.uint64(KEY_INCREMENTS[0]), np.uint64(KEY_INCREMENTS[1])
 _MASK, _HALF_WORD = np.uint64(WORD_MASK), np.uint64(32)
 _ROUNDS = ROUNDS
+_WORD_SHIFT = np.uint32(8)
 _UNIT = np.float32(UNIT)
 _UNIT_STEP = np.float32(1.0 / UNIT)
 _FLOAT16_SHIFT = np.float32(2.0**112)
@@ -141,39 +141,67 @@ def score(base, a, b, count, b_weight, a_weight, row, column, s):
 
 
 @njit(cache=True, error_model="numpy")
-def probabilities(shape, C, alpha, beta, scale, s, count, t):
-    """t[:count] = min(floor(C g(s * scale)), 2^24)."""
-    if shape == _L1:
-        for k in range(count):
-            t[k] = min(np.floor(C * (abs(s[k]) * scale)), _UNIT)
-    elif shape == _L2:
-        for k in range(count):
-            x = abs(s[k]) * scale
-            t[k] = min(np.floor(C * (x * x)), _UNIT)
-    elif shape == _HYBRID:
-        for k in range(count):
-            x = abs(s[k]) * scale
-            t[k] = min(np.floor(C * (alpha * x + beta * (x * x))), _UNIT)
-    elif shape == _MAXIMUM:
-        for k in range(count):
-            x = abs(s[k]) * scale
-            t[k] = min(np.floor(C * max(x, beta * (x * x))), _UNIT)
-    else:
-        for k in range(count):
-            x = abs(s[k]) * scale
-            g = x * x if x >= alpha else np.float32(0)
-            t[k] = min(np.floor(C * g), _UNIT)
+def l1(x, alpha, beta):
+    """x. Of these, g of a shape, `alpha` and `beta` are the parameters."""
+    return x
 
 
 @njit(cache=True, error_model="numpy")
-def draws(row, first_quad, quads, stream, k0, k1, u):
-    """u[:4 * quads]: the draws of a row from column 4 * first_quad on."""
+def l2(x, alpha, beta):
+    """x^2."""
+    return x * x
+
+
+@njit(cache=True, error_model="numpy")
+def hybrid(x, alpha, beta):
+    """alpha x + beta x^2."""
+    return alpha * x + beta * (x * x)
+
+
+@njit(cache=True, error_model="numpy")
+def maximum(x, alpha, beta):
+    """max(x, beta x^2)."""
+    return max(x, beta * (x * x))
+
+
+@njit(cache=True, error_model="numpy")
+def trimmed(x, alpha, beta):
+    """x^2 from alpha on."""
+    return x * x if x >= alpha else np.float32(0)
+
+
+SHAPES = {
+    Shape.L1: l1,
+    Shape.L2: l2,
+    Shape.HYBRID: hybrid,
+    Shape.MAXIMUM: maximum,
+    Shape.TRIMMED: trimmed,
+}
+
+
+@njit(cache=True, error_model="numpy")
+def words(row, first_quad, quads, stream, k0, k1, u):
+    """u[:4 * quads]: the words of the stream in a row from column 4 * first_quad on; u is uint32.
+
+    Of the first two rounds only what depends on the column is left in the loop. Words are written
+    in pairs: so they take the fewest vector operations.
+    """
+    pairs = u.view(np.uint64)
     c1, c2 = np.uint64(row) & _MASK, np.uint64(row) >> _HALF_WORD
-    eight = np.uint64(8)
+    key0, key1 = np.uint64(k0), np.uint64(k1)
+    product1 = c2 * _M1
+    x0, x1 = ((product1 >> _HALF_WORD) ^ c1 ^ key0) & _MASK, product1 & _MASK
+    second2 = np.uint64(stream) ^ key1
+    key0, key1 = (key0 + _W0) & _MASK, (key1 + _W1) & _MASK
+    product0 = x0 * _M0
+    third0, third2, third3 = x1 ^ key0, (product0 >> _HALF_WORD) ^ key1, product0 & _MASK
+    start0, start1 = (key0 + _W0) & _MASK, (key1 + _W1) & _MASK
     for q in range(quads):
-        x0, x1, x2, x3 = np.uint64(first_quad + q) & _MASK, c1, c2, np.uint64(stream)
-        key0, key1 = np.uint64(k0), np.uint64(k1)
-        for _ in range(_ROUNDS):
+        first3 = (np.uint64(first_quad + q) & _MASK) * _M0
+        product1 = (((first3 >> _HALF_WORD) ^ second2) & _MASK) * _M1
+        x0, x1, x2, x3 = (product1 >> _HALF_WORD) ^ third0, product1, first3 ^ third2, third3
+        key0, key1 = start0, start1
+        for _ in range(_ROUNDS - 2):
             product0, product1 = (x0 & _MASK) * _M0, (x2 & _MASK) * _M1
             x0, x1, x2, x3 = (
                 (product1 >> _HALF_WORD) ^ x1 ^ key0,
@@ -182,32 +210,39 @@ def draws(row, first_quad, quads, stream, k0, k1, u):
                 product0,
             )
             key0, key1 = (key0 + _W0) & _MASK, (key1 + _W1) & _MASK
-        u[4 * q] = np.uint32((x0 & _MASK) >> eight)
-        u[4 * q + 1] = np.uint32((x1 & _MASK) >> eight)
-        u[4 * q + 2] = np.uint32((x2 & _MASK) >> eight)
-        u[4 * q + 3] = np.uint32((x3 & _MASK) >> eight)
+        pairs[2 * q] = (x0 & _MASK) | (x1 << _HALF_WORD)
+        pairs[2 * q + 1] = (x2 & _MASK) | (x3 << _HALF_WORD)
 
 
-def store_drawn(src, kind, count, a, t, u, rescale, out, scratch):
-    """out = src where u < t, else 0, over t / 2^24 if `rescale`; returns how many are kept."""
+def draw_and_store(shape, law, src, count, a, s, u, rescale, kind, out, t, scratch):
+    """out = src where its draw is under t = min(floor(C g(s * scale)), 2^24), else 0.
+
+    A kept entry is divided by t / 2^24 if `rescale`; returns how many are kept. `law` is (C, alpha,
+    beta, scale), u the words of the entries, t and scratch room. `shape` is a constant
+    of the call: each shape has its own loop, in which the memory is read and written at once.
+    """
     raise RuntimeError("only compiled code calls this; its overloads are below")
 
 
-@overload(store_drawn)
-def _store_drawn(src, kind, count, a, t, u, rescale, out, scratch):
+@overload(draw_and_store, prefer_literal=True)
+def _draw_and_store(shape, law, src, count, a, s, u, rescale, kind, out, t, scratch):
+    g = SHAPES[Shape(shape.literal_value)]
     if src.dtype == types.uint16:
 
-        def store16(src, kind, count, a, t, u, rescale, out, scratch):
+        def store16(shape, law, src, count, a, s, u, rescale, kind, out, t, scratch):
+            C, alpha, beta, scale = law
             kept = np.int32(0)
             if not rescale:
                 for k in range(count):
-                    keep = np.float32(u[k]) < t[k]
+                    chance = min(np.floor(C * g(abs(s[k]) * scale, alpha, beta)), _UNIT)
+                    keep = np.float32(u[k] >> _WORD_SHIFT) < chance
                     out[k] = src[k] if keep else np.uint16(0)
                     kept += np.int32(keep)
                 return kept
             for k in range(count):
-                keep = np.float32(u[k]) < t[k]
-                scratch[k] = a[k] / (t[k] * _UNIT_STEP) if keep else np.float32(0)
+                chance = min(np.floor(C * g(abs(s[k]) * scale, alpha, beta)), _UNIT)
+                keep = np.float32(u[k] >> _WORD_SHIFT) < chance
+                scratch[k] = a[k] / (chance * _UNIT_STEP) if keep else np.float32(0)
                 kept += np.int32(keep)
             bits = scratch.view(np.uint32)
             if kind == BFLOAT16:
@@ -239,16 +274,19 @@ def _store_drawn(src, kind, count, a, t, u, rescale, out, scratch):
     zero = 0.0 if one else np.float32(0.0)
     wide = np.float64 if one else np.float32
 
-    def store_native(src, kind, count, a, t, u, rescale, out, scratch):
+    def store_native(shape, law, src, count, a, s, u, rescale, kind, out, t, scratch):
+        C, alpha, beta, scale = law
         kept = np.int32(0)
         if rescale:
             for k in range(count):
-                keep = np.float32(u[k]) < t[k]
-                out[k] = src[k] / (wide(t[k]) * step) if keep else zero
+                chance = min(np.floor(C * g(abs(s[k]) * scale, alpha, beta)), _UNIT)
+                keep = np.float32(u[k] >> _WORD_SHIFT) < chance
+                out[k] = src[k] / (wide(chance) * step) if keep else zero
                 kept += np.int32(keep)
         else:
             for k in range(count):
-                keep = np.float32(u[k]) < t[k]
+                chance = min(np.floor(C * g(abs(s[k]) * scale, alpha, beta)), _UNIT)
+                keep = np.float32(u[k] >> _WORD_SHIFT) < chance
                 out[k] = src[k] if keep else zero
                 kept += np.int32(keep)
         return kept

@@ -13,14 +13,16 @@ from spectral_kernels import budget as bg
 from spectral_kernels.cpu.blocks import (
     BLOCK,
     NATIVE,
-    draws,
+    draw_and_store,
     load,
     low_rank_block,
-    probabilities,
     score,
-    store_drawn,
+    words,
 )
+from spectral_kernels.laws import Shape
 
+_L1, _L2, _HYBRID = int(Shape.L1), int(Shape.L2), int(Shape.HYBRID)
+_MAXIMUM, _TRIMMED = int(Shape.MAXIMUM), int(Shape.TRIMMED)
 _LOW_BITS = np.uint32(bg.LOW_BITS)
 _LOW_MASK = np.uint32(bg.LOW_MASK)
 _BINS = bg.BINS
@@ -89,6 +91,7 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
         a, s, scratch = line(), line(), line()
         # One addition an entry: the count in the upper bits, the sum of the low bits under it.
         packed = np.zeros(_BINS, np.uint64)
+        bins, parts = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint64)
         zeros, held = 0, 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
@@ -97,12 +100,15 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
+            # Apart from the additions, which cannot be, all is vectorised.
             for k in range(size):
                 # Without its sign not even a NaN lies outside the table.
                 pattern = bits[k] & NO_SIGN
-                packed[pattern >> _LOW_BITS] += _ONE + np.uint64(pattern & _LOW_MASK)
+                bins[k] = pattern >> _LOW_BITS
+                parts[k] = _ONE + np.uint64(pattern & _LOW_MASK)
+                zeros += pattern == 0
             for k in range(size):
-                zeros += bits[k] & NO_SIGN == 0
+                packed[bins[k]] += parts[k]
             held += size
             if held > _MAX_HELD - BLOCK:
                 unpack(packed, counts[task], lows[task])
@@ -124,6 +130,8 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
         count = counts[task]
+        eights = np.empty(BLOCK // 8 + 1, np.uint64)
+        hits = eights.view(np.uint8)
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
@@ -131,9 +139,15 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
+            # Few entries lie in the bin: eight are passed over at a time where none does.
+            hits[size : size + 8] = 0
             for k in range(size):
-                if (bits[k] & NO_SIGN) >> _LOW_BITS == cut:
-                    count[bits[k] & _LOW_MASK] += 1
+                hits[k] = (bits[k] & NO_SIGN) >> _LOW_BITS == cut
+            for eight in range((size + 7) // 8):
+                if eights[eight] != 0:
+                    for k in range(8 * eight, 8 * eight + 8):
+                        if hits[k]:
+                            count[bits[k] & _LOW_MASK] += 1
     total = np.zeros(_VALUES, np.int64)
     for task in range(tasks):
         total += counts[task]
@@ -249,13 +263,31 @@ def sample(
             entries, scores = scored_block(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
-            C, alpha, beta, scale = laws[i if by_row else 0]
-            probabilities(shape, C, alpha, beta, scale, scores, size, t)
             first = (j + column_offset) // 4
             skip = j + column_offset - 4 * first
-            draws(i + row_offset, first, (skip + size + 3) // 4, stream, k0, k1, u)
+            words(i + row_offset, first, (skip + size + 3) // 4, stream, k0, k1, u)
             start = i * n + j
             x, y = src[start : start + size], out[start : start + size]
-            total += store_drawn(x, kind, size, entries, t, u[skip:], rescale, y, scratch)
+            draw, law = u[skip:], laws[i if by_row else 0]
+            if shape == _L1:
+                total += draw_and_store(
+                    _L1, law, x, size, entries, scores, draw, rescale, kind, y, t, scratch
+                )
+            elif shape == _L2:
+                total += draw_and_store(
+                    _L2, law, x, size, entries, scores, draw, rescale, kind, y, t, scratch
+                )
+            elif shape == _HYBRID:
+                total += draw_and_store(
+                    _HYBRID, law, x, size, entries, scores, draw, rescale, kind, y, t, scratch
+                )
+            elif shape == _MAXIMUM:
+                total += draw_and_store(
+                    _MAXIMUM, law, x, size, entries, scores, draw, rescale, kind, y, t, scratch
+                )
+            else:
+                total += draw_and_store(
+                    _TRIMMED, law, x, size, entries, scores, draw, rescale, kind, y, t, scratch
+                )
         kept[task] = total
     return kept.sum()
