@@ -16,9 +16,10 @@ from spectral_engine.checkpoints import open_checkpoint
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.checkpoints.base import brief
 from spectral_engine.errors import errors
-from spectral_engine.layers import Selector, Skipped
+from spectral_engine.layers import Skipped
 from spectral_engine.matrices import check_rank
 from spectral_engine.parallel import for_each
+from spectral_engine.selection import Selector
 from spectral_engine.spectra import COPIES, at_least_one
 from spectral_engine.tables import as_text, plain_text
 from spectral_engine.weights import Weight, reader, require_found, weights_of

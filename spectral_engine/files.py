@@ -4,17 +4,20 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from spectral_kernels import stream_id
 
+from spectral_engine.allocation import Goal, mean_sparsity
 from spectral_engine.checkpoints import open_checkpoint, rewrite
-from spectral_engine.layers import Selector, Skipped, matches
+from spectral_engine.layers import Skipped
 from spectral_engine.pruning import clamp_rank, start_report
 from spectral_engine.report import LayerReport, PruneReport, layer_report
-from spectral_engine.single import sparsify
+from spectral_engine.selection import Selector, matches
+from spectral_engine.single import DEFAULT_SPARSITY, given, sparsify
 
 #: A file does not tell an embedding from a linear layer; these names do, and are left alone
 #: unless `targets` asks for them.
@@ -26,7 +29,7 @@ def prune_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     method: str = "magnitude",
-    sparsity: float = 0.9,
+    sparsity: float | None = DEFAULT_SPARSITY,
     *,
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
@@ -38,6 +41,10 @@ def prune_file(
     refit: str | None = None,
     seed: int = 0,
     group: str = "tensor",
+    pattern: str | None = None,
+    allocation: str = "uniform",
+    floor: float | None = None,
+    max_error: float | None = None,
     measure: bool = False,
     force: bool = False,
     progress: Callable[[LayerReport], None] | None = None,
@@ -46,7 +53,8 @@ def prune_file(
 
     Every tensor with two or more dimensions is pruned, embeddings (by their names) only where
     `targets` names them. Order, dtypes, metadata and all other files stay as they are; the target
-    appears whole or not at all, and replaces an existing one only with `force`.
+    appears whole or not at all, and replaces an existing one only with `force`. An allocation
+    other than uniform, and an error target, read every tensor twice.
 
     Args:
         source: .safetensors, .pt, .pth, .bin, .npz or a folder; no code of a pickle is run.
@@ -60,19 +68,21 @@ def prune_file(
     start = time.perf_counter()
     options: dict[str, Any] = {
         "law": law, "law_parameter": law_parameter, "rescale": rescale, "mixture": mixture,
-        "refit": refit, "seed": seed, "group": group,
+        "refit": refit, "seed": seed, "group": group, "pattern": pattern,
     }  # fmt: skip
-    report = start_report(method, sparsity, rank, options)
+    goal = Goal.of(given(sparsity), DEFAULT_SPARSITY, pattern, allocation, floor, max_error)
+    report = start_report(method, goal, rank, options)
     selector = Selector.of(targets, ignore)
     names, report.skipped = _selected(Path(source), selector)
     report.unmatched = selector.unmatched
+    shares, report.requested = _shares(Path(source), names, goal)
 
     def transform(name: str, weight: torch.Tensor) -> torch.Tensor:
         try:
             out = sparsify(
                 weight,
                 method,
-                sparsity,
+                shares[name],
                 rank=clamp_rank(rank, weight),
                 stream=stream_id(name),
                 **options,
@@ -90,6 +100,17 @@ def prune_file(
     rewrite(source, target, transform, select=names, force=force)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _shares(source: Path, names: Iterable[str], goal: Goal) -> tuple[dict[str, float], float]:
+    """The sparsity of each tensor, and that of all together."""
+    with open_checkpoint(source) as checkpoint:
+        shapes = {name: checkpoint.shape(name) for name in names}
+        shares = goal.sparsities(
+            (name, partial(checkpoint.read, name), shape) for name, shape in shapes.items()
+        )
+    sizes = ((shares[name], math.prod(shape)) for name, shape in shapes.items())
+    return shares, mean_sparsity(sizes) if goal.sparsity is None else goal.sparsity
 
 
 def _selected(source: Path, selector: Selector) -> tuple[dict[str, tuple[str, ...]], list[Skipped]]:

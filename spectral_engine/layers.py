@@ -1,8 +1,6 @@
 """Which weights of a model are pruned, and why the others are not."""
 
-import fnmatch
-import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,153 +9,233 @@ from spectral_kernels import check_weight
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-#: Module classes whose `weight`, seen as (shape[0], -1), is a matrix: rows are output features.
-PRUNABLE: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from spectral_engine.layer_views import View, split_view, views_of
+from spectral_engine.selection import Selector, matches
+
 #: The kernels score in float32.
 LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight to prune: its parameter name, and the other names of the same memory."""
+    """A weight to prune, as a matrix or a batch of matrices: one row of a report, one stream.
+
+    name: of the parameter, with the part in brackets where it is seen as several:
+        "lstm.weight_ih_l0[forget]"
+    module, local_name: whose parameter it is, and what it is called there
+    view: which part of it, seen how
+    shared_with: the other names of the same memory, and `owners` all modules that hold it
+    """
 
     name: str
     parameter: nn.Parameter
+    module: nn.Module
+    local_name: str
+    view: View
     shared_with: tuple[str, ...] = ()
+    owners: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The parameter as it is stored, or the part of it, detached."""
+        weight = self.parameter.detach()
+        return self.entries(weight) if self.view.part else weight
+
+    def entries(self, like: torch.Tensor) -> torch.Tensor:
+        """The layer's own entries of a tensor shaped as its parameter; a view of its memory."""
+        return self.view.of(like)
+
+    def matrices(self) -> torch.Tensor:
+        """The weight as a matrix (m, n), or a batch (b, m, n); rows are output features.
+
+        Detached, and shares the parameter's memory where its layout allows.
+        """
+        return self.as_matrices(self.parameter.detach())
+
+    def as_matrices(self, like: torch.Tensor) -> torch.Tensor:
+        """The layer's part of a tensor shaped as its parameter, shaped as `matrices()`."""
+        return self.entries(like).flatten(2 if self.view.batch else 1)
+
+    def write(self, values: torch.Tensor) -> None:
+        """Set the parameter's entries in place to `values`, shaped as `matrices()`."""
+        entries = self.entries(self.parameter.detach())
+        entries.copy_(values.reshape(entries.shape))
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A parameter with two or more dimensions that is left alone."""
+    """A parameter with two or more dimensions, or a part of it, that is left alone."""
 
     name: str
     reason: str
 
 
-@dataclass
-class _Shared:
-    """A parameter and all its names, those of layers' weights apart, with what patterns see."""
+@dataclass(frozen=True)
+class _Name:
+    """One of the names of a weight: whose it is, and how it is seen there."""
 
-    parameter: nn.Parameter
-    prunable: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
+    full: str
+    module: nn.Module
+    prefix: str
+    local: str
+    views: list[View]
 
+    @property
+    def rank(self) -> int:
+        """0 if pruned by default, 1 if only when asked for, 2 if not seen as a matrix."""
+        return min((bool(view.opt_in) for view in self.views), default=2)
 
-@dataclass
-class Selector:
-    """Patterns that choose weights: class names, globs over names, "re:..." that must match fully.
-
-    A weight with several names is chosen if one of `targets` matches any of them and none of
-    `ignore` does. `unmatched` are the patterns that have matched nothing yet, so that a mistyped
-    one does not go unseen.
-    """
-
-    targets: list[str] | None
-    ignore: list[str]
-    unmatched: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.unmatched = [
-            *(f"targets {pattern!r}" for pattern in self.targets or []),
-            *(f"ignore {pattern!r}" for pattern in self.ignore),
-        ]
-
-    @classmethod
-    def of(cls, targets: Any, ignore: Any) -> "Selector":
-        """From the arguments of `prune`: None, a pattern or several.
-
-        Raises:
-            TypeError: not strings. ValueError: a regular expression that does not compile.
-        """
-        return cls(
-            None if targets is None else patterns(targets, "targets"),
-            [] if ignore is None else patterns(ignore, "ignore"),
-        )
-
-    def reason_against(self, names: Sequence[str], classes: Sequence[str] = ()) -> str | None:
-        """None if a weight of these names and classes is to be pruned, else the reason why not."""
-        ignored = self._matching(self.ignore, names, classes, "ignore")
-        wanted = self._matching(self.targets or [], names, classes, "targets")
-        if ignored:
-            return f"ignored by {ignored[0]!r}"
-        return "not among targets" if self.targets is not None and not wanted else None
-
-    def _matching(
-        self, found: list[str], names: Sequence[str], classes: Sequence[str], argument: str
-    ) -> list[str]:
-        matching = [pattern for pattern in found if matches(pattern, names, classes)]
-        used = {f"{argument} {pattern!r}" for pattern in matching}
-        self.unmatched = [pattern for pattern in self.unmatched if pattern not in used]
-        return matching
+    def of(self, view: View) -> str:
+        return f"{self.full}[{view.part}]" if view.part else self.full
 
 
-def select(
-    names: Sequence[str], classes: Sequence[str], targets: list[str] | None, ignore: list[str]
-) -> str | None:
-    """`Selector.reason_against` for one weight."""
-    return Selector(targets, ignore).reason_against(names, classes)
-
-
-def patterns(value: Any, argument: str) -> list[str]:
-    """One pattern or several, as a list.
-
-    Raises:
-        TypeError: not strings. ValueError: a regular expression that does not compile.
-    """
-    found = [value] if isinstance(value, str) else value
-    if isinstance(found, Iterable):
-        found = list(found)
-    if not isinstance(found, list) or not all(isinstance(pattern, str) for pattern in found):
-        raise TypeError(f"{argument}: expected a string or a list of strings; got {value!r}")
-    for pattern in found:
-        try:
-            re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
-        except re.error as error:
-            raise ValueError(
-                f"{argument}: expected a regular expression after 're:'; got {pattern!r}: {error}"
-            ) from error
-    return found
-
-
-def matches(pattern: str, names: Sequence[str], classes: Sequence[str] = ()) -> bool:
-    """Whether a pattern is one of the classes, or matches one of the names."""
-    if pattern.startswith("re:"):
-        return any(re.fullmatch(pattern[3:], name) for name in names)
-    return pattern in classes or any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def find_layers(model: nn.Module, selector: Selector) -> tuple[list[Layer], list[Skipped]]:
+def find_layers(
+    model: nn.Module, selector: Selector, split: Any = None
+) -> tuple[list[Layer], list[Skipped]]:
     """The layers of a model to prune, each shared weight once, and what is left alone.
 
     A weight is shared if it is one parameter under several names, as through a module that is
     used twice, or if several parameters are the same memory. It goes by the first of its names
-    that is a layer's weight.
+    under which it is pruned by default, if there is one.
+
+    Raises:
+        TypeError, ValueError: `split` (see `prune`), or a registered view, does not fit.
     """
-    shared: dict[Hashable, _Shared] = {}
-    for module_name, module in model.named_modules(remove_duplicate=False):
-        classes = [cls.__name__ for cls in type(module).__mro__[:-1]]
-        for local_name, parameter in module._parameters.items():
-            prunable = isinstance(module, PRUNABLE) and local_name == "weight"
-            if parameter is None or not (prunable or _has_matrix(parameter)):
+    splits = _Splits(split)
+    parameters: dict[Hashable, nn.Parameter] = {}
+    shared: dict[Hashable, list[_Name]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        views = views_of(module)
+        for local, parameter in module._parameters.items():
+            own = [view for view in views if view.parameter == local]
+            if parameter is None or not (own or _has_matrix(parameter)):
                 continue
-            name = f"{module_name}.{local_name}" if module_name else local_name
-            one = shared.setdefault(memory_of(parameter), _Shared(parameter))
-            (one.prunable if prunable else one.others).append(name)
-            one.names += [name, module_name]
-            one.classes += classes
-    layers, skipped = [], []
-    for one in shared.values():
-        first, *others = one.prunable + one.others
-        reason = selector.reason_against(one.names, one.classes)
-        if not one.prunable:
-            reason = f"{one.classes[0]}.{first.rpartition('.')[2]} is not prunable yet"
-        if reason is None:
-            layers.append(Layer(first, one.parameter, tuple(others)))
-        else:
-            skipped.append(Skipped(first, reason))
+            full = f"{prefix}.{local}" if prefix else local
+            own = splits.apply(own, parameter, full, prefix)
+            key = memory_of(parameter)
+            parameters.setdefault(key, parameter)
+            shared.setdefault(key, []).append(_Name(full, module, prefix, local, own))
+    layers: list[Layer] = []
+    skipped: list[Skipped] = []
+    for key, names in shared.items():
+        names.sort(key=lambda name: name.rank)
+        found, left = _select(parameters[key], names, selector)
+        layers += found
+        skipped += left
+    selector.unmatched += splits.unmatched
     return layers, skipped
+
+
+def _select(
+    parameter: nn.Parameter, names: list[_Name], selector: Selector
+) -> tuple[list[Layer], list[Skipped]]:
+    """The views of one weight that are pruned, and those that are not."""
+    first, *others = names
+    called = [name for one in names for name in (one.full, one.prefix)]
+    classes = [cls.__name__ for one in names for cls in type(one.module).__mro__[:-1]]
+    owners = tuple({(id(one.module), one.local): (one.module, one.local) for one in names}.values())
+    if not first.views:
+        selector.reason_against(called, classes)  # so that a pattern for it counts as matched
+        kind = type(first.module).__name__
+        return [], [Skipped(first.full, f"{kind}.{first.local} is not seen as a matrix")]
+    layers: list[Layer] = []
+    skipped: list[Skipped] = []
+    for view in first.views:
+        aliases = [one.of(view) for one in others]
+        reason = selector.reason_against([*called, first.of(view), *aliases], classes)
+        if view.opt_in and selector.targets is None:
+            reason = reason or f"{view.opt_in}; name it in targets to prune it"
+        if reason is not None:
+            skipped.append(Skipped(first.of(view), reason))
+            continue
+        _check(view, parameter, first.of(view))
+        layers.append(
+            Layer(
+                first.of(view), parameter, first.module, first.local, view, tuple(aliases), owners
+            )
+        )
+    if not layers and len({one.reason for one in skipped}) == 1:
+        skipped = [Skipped(first.full, skipped[0].reason)]
+    return layers, skipped
+
+
+def _check(view: View, parameter: nn.Parameter, name: str) -> None:
+    """Refuse a view that is no matrix, or no part of the parameter's memory."""
+    if is_lazy(parameter):
+        return
+    weight = parameter.detach()
+    try:
+        entries = view.of(weight)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"register_layer: {name} of shape {tuple(weight.shape)}: {error}"
+        ) from error
+    least = 3 if view.batch else 2
+    if entries.ndim < least:
+        raise ValueError(
+            f"register_layer: expected {least} dimensions or more of {name}; "
+            f"got shape {tuple(entries.shape)}"
+        )
+    if not parameter.is_meta and (
+        entries.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
+    ):
+        raise ValueError(
+            f"register_layer: expected a view of the memory of {name}, by slicing, unflatten or "
+            "transpose; got a copy"
+        )
+
+
+@dataclass
+class _Splits:
+    """The argument `split`: which weights are several matrices, one above the other."""
+
+    given: Any
+    unmatched: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = {} if self.given is None else self.given
+        if not isinstance(given, Mapping) or not all(map(_is_parts, given.values())):
+            raise TypeError(
+                "split: expected a dictionary from a pattern to the names of equal parts, or from "
+                f"name to number of rows; got {self.given!r}"
+            )
+        self.given = given
+        self.unmatched = [f"split {pattern!r}" for pattern in given]
+
+    def apply(
+        self, views: list[View], parameter: nn.Parameter, full: str, prefix: str
+    ) -> list[View]:
+        """The views, where a pattern matches each one split into its parts."""
+        for pattern, parts in self.given.items():
+            if not views or not matches(pattern, [full, prefix]):
+                continue
+            label = f"split {pattern!r}"
+            self.unmatched = [other for other in self.unmatched if other != label]
+            return [part for view in views for part in _parts(view, parts, parameter, full)]
+        return views
+
+
+def _is_parts(parts: Any) -> bool:
+    if isinstance(parts, Mapping):
+        names, sizes = list(parts), list(parts.values())
+        sized = all(type(rows) is int and rows > 0 for rows in sizes)
+    else:
+        names, sized = parts, isinstance(parts, Sequence) and len(set(parts)) == len(parts)
+    return sized and len(names) > 0 and all(isinstance(name, str) for name in names)
+
+
+def _parts(view: View, parts: Any, parameter: nn.Parameter, full: str) -> list[View]:
+    if is_lazy(parameter):
+        return [view]  # refused by `require_ready`
+    if view.batch:
+        raise ValueError(f"split: expected one matrix; {full} is a batch of them")
+    rows = view.of(parameter.detach()).shape[0]
+    sizes = dict(parts) if isinstance(parts, Mapping) else dict.fromkeys(parts, rows // len(parts))
+    if sum(sizes.values()) != rows:
+        raise ValueError(
+            f"split: expected parts that make up the {rows} rows of {full}; got {parts!r}"
+        )
+    return split_view(view, sizes)
 
 
 def _has_matrix(parameter: nn.Parameter) -> bool:
@@ -172,13 +250,16 @@ def memory_of(parameter: torch.Tensor) -> Hashable:
     return (*place, tuple(parameter.shape), parameter.stride())
 
 
-def require_ready(layers: Sequence[Layer]) -> None:
+def require_ready(layers: Sequence[Layer], masked: Container[int] = ()) -> None:
     """Refuse what cannot be pruned, before anything is changed.
+
+    Args:
+        masked: ids of parameters whose zeros are known to be of an earlier pruning.
 
     Raises:
         TypeError: a dtype or a device that has no kernels.
-        ValueError: a weight not initialised, on the meta device, empty, or with entries that are
-            not finite in float32, in which they are scored.
+        ValueError: a weight not initialised, on the meta device, empty, all zeros, or with entries
+            that are not finite in float32, in which they are scored.
     """
     for layer in layers:
         weight = layer.parameter
@@ -189,9 +270,15 @@ def require_ready(layers: Sequence[Layer]) -> None:
             )
         if weight.is_meta:
             raise ValueError(f"model: {layer.name} is on the meta device; load its weights first")
-        check_weight(weight, f"model: {layer.name}")
-        low, high = torch.aminmax(weight.detach())
+        entries = layer.entries(weight.detach())
+        check_weight(entries, f"model: {layer.name}")
+        low, high = torch.aminmax(entries)
         if not (bool(low >= -LARGEST) and bool(high <= LARGEST)):
             raise ValueError(
                 f"model: {layer.name} holds NaN, infinity or entries too large for float32"
+            )
+        if bool(low == high) and bool(low == 0) and id(weight) not in masked:
+            raise ValueError(
+                f"model: {layer.name} is all zeros, so that no entry ranks above another; "
+                "train it first or name it in ignore"
             )

@@ -20,9 +20,9 @@ from spectral_kernels.density import spectral_density
 from spectral_kernels.svd import STREAM, randomized_svd, singular_values
 from torch import nn
 
-from spectral_engine.layers import Selector
 from spectral_engine.matrices import as_tensor, check_rank, frobenius_norm, largest_magnitude
 from spectral_engine.parallel import for_each
+from spectral_engine.selection import Selector
 from spectral_engine.spectra_table import LayerSpectrum, Spectra
 from spectral_engine.spectral_statistics import Values, estimated_statistics, statistics
 from spectral_engine.weights import Weight, require_found, weights_of

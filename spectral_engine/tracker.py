@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from spectral_engine.checkpoints import CheckpointError, open_checkpoint
 from spectral_engine.checkpoints.atomic import replacing_file
-from spectral_engine.layers import Selector
 from spectral_engine.matrices import frobenius_norm, largest_magnitude
+from spectral_engine.selection import Selector
 from spectral_engine.spectra import MAX_BYTES, Options, at_least_one, known_values, load, run
 from spectral_engine.spectral_statistics import Values, effective_rank
 from spectral_engine.weights import Weight, require_found, weights_of

@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint
-from spectral_engine.layers import Selector, Skipped, memory_of
+from spectral_engine.layers import Skipped, memory_of
+from spectral_engine.selection import Selector
 
 #: The dtypes that spectra are taken of.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 import spectral_engine as se
 from spectral_engine import parallel, spectra_table
-from spectral_engine.layers import Selector
+from spectral_engine.selection import Selector
 from spectral_engine.weights import weights_of
 
 
