@@ -106,6 +106,24 @@ def magnitude_rows(A: Tensor, kept: int) -> Tensor:
     return torch.zeros_like(A).scatter_(1, largest, A.gather(1, largest))
 
 
+def largest_2_of_4(A: Tensor) -> Tensor:
+    """The two largest of every four columns."""
+    groups = A.view(-1, 4)
+    largest = groups.abs().topk(2, dim=1, sorted=False).indices
+    return torch.zeros_like(groups).scatter_(1, largest, groups.gather(1, largest)).view(A.shape)
+
+
+def pack_bits(A: Tensor) -> Tensor:
+    """A bit for each entry that is not zero, eight a byte."""
+    weights = 2 ** torch.arange(8, dtype=torch.int32, device=A.device)
+    return ((A != 0).view(-1, 8) * weights).sum(1).to(torch.uint8)
+
+
+def masked_product(left: Tensor, right: Tensor, mask: Tensor, X: Tensor, ridge: float) -> Tensor:
+    """left @ right + ridge X on a mask; the product is formed whole."""
+    return torch.where(mask, torch.addmm(X, left, right, beta=ridge), 0.0)
+
+
 def principal(A: Tensor, left: Tensor, right: Tensor, kept: int) -> Tensor:
     """A with p ~ |B|, normalised by the sum; B = left @ right is formed whole."""
     return draw(A, normalised((left @ right).abs(), kept), rescale=False)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from spectral_kernels import LAW_NAMES, oracle, rows, sparsify
+from spectral_kernels import LAW_NAMES, nm, oracle, packed, rows, sparsify, stream
 from spectral_kernels.backend import Draw, LawTable, Matrix, Scoring, Thresholds
+from spectral_kernels.gpu import packed as on_gpu
 from spectral_kernels.gpu.backend import GPU, GPUBackend
 from spectral_kernels.laws import Base, Shape
+from spectral_kernels.patterns import NM
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 #: A solved law of each shape that keeps some entries of a standard normal matrix, and caps some.
@@ -221,6 +223,57 @@ def row_l1(subject: Subject) -> str:
     )
 
 
+def keep_largest_of(subject: Subject, pattern: NM) -> str:
+    """The largest of every group, and how many are not zero."""
+    out, matrix = subject.empty()
+    found = subject.backend.keep_largest_of(subject.matrix, subject.scoring, pattern, matrix)
+    mask = nm.largest(subject.scores, pattern.keep, pattern.of)
+    expected = np.where(mask, subject.values, subject.values.dtype.type(0))
+    return differs(host(out), expected) or differs(found.nnz, np.count_nonzero(expected))
+
+
+def sample_of(subject: Subject, pattern: NM, shape: Shape, draw: Draw) -> str:
+    """Entries drawn in every group."""
+    out, matrix = subject.empty()
+    found = subject.backend.sample_of(
+        subject.matrix, subject.scoring, pattern, shape, False, draw, matrix
+    )
+    t = nm.inclusion(subject.scores, shape, pattern.keep, pattern.of)
+    word = stream.words(
+        t.shape, draw.seed, draw.stream, row_offset=draw.row, column_offset=draw.column
+    )
+    keep = nm.drawn(t, word, pattern.of)
+    expected = np.where(keep, subject.values, subject.values.dtype.type(0))
+    return differs(host(out), expected) or differs(found.nnz, np.count_nonzero(expected))
+
+
+def packing(subject: Subject) -> str:
+    """Bits, what they keep, and compressed rows."""
+    bits, expected = on_gpu.pack_bits(subject.array), packed.pack_bits(subject.values)
+    shuffled = bits.flip(0)
+    mask = packed.unpack_bits(host(shuffled), subject.values.shape)
+    kept = np.where(mask, subject.values, subject.values.dtype.type(0))
+    rows_found = on_gpu.compressed_rows(subject.array)
+    starts, columns, values = packed.compressed_rows(subject.values)
+    return (
+        differs(host(bits), expected)
+        or differs(host(on_gpu.keep_bits(subject.array, shuffled)), kept)
+        or differs(host(rows_found[0]).astype(np.int64), starts)
+        or differs(host(rows_found[1]).astype(np.int64), columns)
+        or differs(host(rows_found[2]), values)
+    )
+
+
+def masked_product(subject: Subject) -> str:
+    """left @ right + X on a mask; integers, so that the product is exact."""
+    left, right = subject.scoring.left, subject.scoring.right
+    X = torch.round(4 * subject.array)
+    bits = on_gpu.pack_bits(subject.array)
+    found = on_gpu.masked_product(left, right, bits, X, 0.5)
+    expected = packed.masked_product(host(left), host(right), host(bits), host(X), 0.5)
+    return differs(host(found), expected)
+
+
 def whole(subject: Subject, law: str, group: str) -> str:
     """`sparsify` from end to end, against the same call on the CPU."""
     arguments: dict[str, Any] = {"sparsity": SPARSITY, "law": law, "group": group, "seed": 5}
@@ -253,6 +306,16 @@ def checks(m: int, n: int, device: str, backend: GPUBackend = GPU) -> Iterator[t
         yield f"sample {dtype}, far out", partial(sample, plain, Shape.L1, True, far, False)
         yield f"sample {dtype}, vectors", partial(sample, vectors, Shape.L1, True, far, True)
         yield f"histogram {dtype}, vectors", partial(histogram, vectors)
+    for dtype in ("float32", "bfloat16"):
+        # A whole number of groups to a row.
+        grouped = Subject(m, n - n % 8, dtype, device, backend=backend)
+        for pattern in (NM(2, 4), NM(4, 8)):
+            name = f"{pattern} {dtype}"
+            yield f"keep_largest_of {name}", partial(keep_largest_of, grouped, pattern)
+            yield f"sample_of {name}", partial(sample_of, grouped, pattern, Shape.L1, at_origin)
+        yield f"packing {dtype}", partial(packing, subject(dtype))
+    low_rank = subject("float32", Base.PRINCIPAL)
+    yield "masked_product float32", partial(masked_product, low_rank)
     few = Subject(min(m, 64), n, "float32", device, backend=backend)  # the oracle solves in Python
     yield "patterns float32", partial(patterns, few)
     for base in (Base.PRINCIPAL, Base.ALIGNED, Base.MIXTURE):

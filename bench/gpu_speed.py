@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from spectral_kernels.backend import Draw, Scoring
+from spectral_kernels.gpu import packed
 from spectral_kernels.gpu.backend import GPU
 from spectral_kernels.laws import Base, Shape
+from spectral_kernels.patterns import NM
 from spectral_kernels.sparsify import sparsify
 from spectral_kernels.stream import UNIT
 from triton.errors import TritonError
@@ -29,17 +31,21 @@ DTYPES = ("float32", "bfloat16")
 SPARSITY = 0.9
 ROUNDS = 15
 NAMES = (
-    "sample", "sample_principal", "keep_largest", "histogram", "randomized", "principal",
-    "magnitude", "magnitude_rows",
+    "sample", "sample_principal", "keep_largest", "histogram", "largest 2:4", "sample 2:4",
+    "pack_bits", "keep_bits", "masked_product", "randomized", "principal", "magnitude",
+    "magnitude_rows",
 )  # fmt: skip
 COPY, TRITON, PYTORCH, COMPILED = "copy", "triton", "pytorch", "compiled"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What is timed. low_rank: it reads the float32 factors too. kernel: one launch, captured."""
+    """What is timed. low_rank: it reads the float32 factors too. kernel: one launch, captured.
 
-    passes: int
+    passes: over the matrix in its dtype, of which a pass over its bits is a fraction.
+    """
+
+    passes: float
     ours: Call
     plain: partial[Any] | None = None
     compilable: bool = False
@@ -92,7 +98,7 @@ def operations(p: Problem) -> dict[str, Operation]:
     stop = torch.tensor([p.A.numel()], device=device)
     low_rank = Scoring(Base.PRINCIPAL, p.left, p.right)
     arguments: dict[str, Any] = {"sparsity": SPARSITY, "law": "l1"}
-    draw = Draw()
+    draw, mask_pass = Draw(), 1 / (8 * p.A.itemsize)
     return {
         "sample": Operation(
             passes=2,
@@ -115,6 +121,35 @@ def operations(p: Problem) -> dict[str, Operation]:
             passes=1,
             ours=lambda: GPU.histogram_table(A, Scoring()),
             plain=partial(baselines.histogram, p.A),
+        ),
+        "largest 2:4": Operation(
+            passes=2,
+            ours=lambda: GPU.launch_keep_largest_of(A, Scoring(), NM(2, 4), out),
+            plain=partial(baselines.largest_2_of_4, p.A),
+            compilable=True,
+        ),
+        "sample 2:4": Operation(
+            passes=2,
+            ours=lambda: GPU.launch_sample_of(
+                A, Scoring(), NM(2, 4), Shape.L1, True, draw, out
+            ),
+        ),
+        "pack_bits": Operation(
+            passes=1 + mask_pass,
+            ours=lambda: packed.pack_bits(p.A),
+            plain=partial(baselines.pack_bits, p.A),
+            compilable=True,
+        ),
+        "keep_bits": Operation(
+            passes=2 + mask_pass,
+            ours=lambda: packed.keep_bits(p.A, p.bits),
+        ),
+        "masked_product": Operation(
+            passes=2 * 4 / p.A.itemsize + mask_pass,  # it reads and writes float32
+            ours=lambda: packed.masked_product(p.left, p.right, p.bits, p.wide, 0.3),
+            plain=partial(baselines.masked_product, p.left, p.right, p.mask, p.wide, 0.3),
+            compilable=True,
+            low_rank=True,
         ),
         "randomized": Operation(
             passes=OPERATIONS["randomized"].passes,
@@ -170,7 +205,7 @@ def measure(
     """A row of one operation."""
     times = device_times(contenders(what, p, device), device, rounds)
     m, n = p.A.shape
-    moved = what.passes * p.A.nbytes + (4 * (m + n) * p.rank if what.low_rank else 0)
+    moved = round(what.passes * p.A.nbytes) + (4 * (m + n) * p.rank if what.low_rank else 0)
     seconds = {name: statistics.median(spent) for name, spent in times.items()}
     row: dict[str, Any] = {
         "operation": operation,

@@ -8,6 +8,8 @@ Parts, in this order, each within its own time:
 
     checks     every kernel against the oracle, bit for bit
     sanitizer  the same, small, under compute-sanitizer (memcheck, racecheck) where it is installed
+    svd        batched truncated SVDs beside torch's own
+    model      all linear layers of a 7B model
     speed      shares of the device's copy bandwidth, speed-ups over PyTorch and torch.compile
 
 Exit status: 0 where every check that was run passed and none was left out; 1 where one did not; 2
@@ -16,6 +18,7 @@ where torch finds no CUDA device. A speed target that is missed is shown, and ch
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -30,10 +33,10 @@ from typing import Any
 
 import torch
 
-PARTS = ("checks", "sanitizer", "speed")
+PARTS = ("checks", "sanitizer", "svd", "model", "speed")
 PACKAGES = ("torch", "triton", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x")
 #: The most seconds of a part, the sanitizer's for each tool; together under 8 minutes.
-SECONDS = {"checks": 120.0, "sanitizer": 75.0, "speed": 180.0}
+SECONDS = {"checks": 120.0, "sanitizer": 60.0, "svd": 40.0, "model": 30.0, "speed": 150.0}
 TOOLS = ("memcheck", "racecheck")
 #: (m, n): one whose rows are whole vectors, one whose rows are not, both many tiles.
 SHAPES = ((1531, 2048), (517, 1003))
@@ -41,6 +44,9 @@ SHAPES = ((1531, 2048), (517, 1003))
 SMALL_SHAPES = ((19, 1003),)
 DRY_SHAPES = ((13, 85),)
 SIZES = (8192, 16384)
+#: (count, side, rank) of batches of SVDs; the first has a target.
+SVD_SIZES = ((32, 4096, 64), (64, 1024, 64))
+SVD_TARGETS = {"speedup_svdvals": 30.0, "speedup_svd_lowrank": 3.0}
 LAYOUT = "{:<17}{:>6}{:>10}{:>9}{:>7}{:>7}{:>8}{:>9}{:>10}"
 COLUMNS = "operation", "size", "dtype", "ms", "GB/s", "share", "/copy", "PyTorch/", "compiled/"
 NO_DEVICE = (
@@ -165,9 +171,28 @@ def target_line(target: Any, row: dict[str, Any]) -> str:
     )
 
 
+def bound_lines(result: dict[str, Any]) -> list[str]:
+    """Lines that say whether SVDs and the model reach their targets."""
+    from bench import gpu_model  # noqa: PLC0415 (as in `run_checks`)
+
+    found = []
+    for row in result["svd"][:1]:
+        for field, bound in SVD_TARGETS.items():
+            if field in row and row["shape"][:2] == list(SVD_SIZES[0][:2]):
+                verdict = "reached" if row[field] >= bound else "NOT reached"
+                found.append(f"{verdict}: svd: {field} {row[field]:.1f} >= {bound:g}")
+    for row in result["model"]:
+        for method, bound in gpu_model.TARGETS.items():
+            if "ms" in row:
+                verdict = "reached" if row["ms"][method] <= bound else "NOT reached"
+                found.append(f"{verdict}: 7B {method}: {row['ms'][method]:.1f} ms <= {bound:g}")
+    return found
+
+
 def table(result: dict[str, Any]) -> str:
     """The short table that is printed last."""
-    from bench.gpu_speed import TARGETS  # noqa: PLC0415 (as in `run_checks`)
+    from bench import gpu_model, gpu_svd  # noqa: PLC0415 (as in `run_checks`)
+    from bench.gpu_speed import TARGETS  # noqa: PLC0415
 
     lines = [f"{result['environment']['device']}, driver {result['environment'].get('driver')}"]
     if result["dry_run"]:
@@ -178,6 +203,10 @@ def table(result: dict[str, Any]) -> str:
     for row in result["sanitizer"]:
         verdict = "not run" if row["errors"] is None else f"{row['errors']} errors"
         lines.append(f"{row['tool']}: {verdict}{', ' if row['said'] else ''}{row['said']}")
+    lines += [gpu_svd.line(row) for row in result["svd"]]
+    lines += [gpu_model.line(row) for row in result["model"]]
+    if not result["dry_run"]:
+        lines += bound_lines(result)
     if result["speed"]:
         lines.append(LAYOUT.format(*COLUMNS))
         lines += [speed_line(row) for row in result["speed"]]
@@ -197,12 +226,24 @@ def passed(result: dict[str, Any]) -> bool:
     )
 
 
+def svd_size(text: str) -> tuple[int, int, int]:
+    """(count, side, rank) of "32x4096x64"."""
+    count, side, rank = (int(part) for part in text.split("x"))
+    if count < 1 or side & (side - 1) or not 0 < rank <= side:
+        raise ValueError
+    return count, side, rank
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(".benchmarks/gpu.json"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument(
+        "--svd-sizes", nargs="+", type=svd_size, default=SVD_SIZES, metavar="COUNTxSIDExRANK",
+        help="batches of SVDs, with sides that are powers of two",
+    )  # fmt: skip
     parser.add_argument("--only", default="", help="checks whose name holds this")
     parser.add_argument("--small", action="store_true", help="checks on one small matrix")
     parser.add_argument("--dry-run", action="store_true", help="tiny, in Triton's interpreter")
@@ -221,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cpu" if options.dry_run else "cuda"
     result: dict[str, Any] = {
         "environment": environment(device), "dry_run": options.dry_run,
-        "checks": [], "sanitizer": [], "speed": [],
+        **{part: [] for part in PARTS},
     }  # fmt: skip
     start = time.monotonic()
     if "checks" in options.parts:
@@ -231,6 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
         result["checks"] = run_checks(shapes, device, options.only, SECONDS["checks"])
     if "sanitizer" in options.parts and not options.dry_run:
         result["sanitizer"] = run_sanitizer(SECONDS["sanitizer"])
+    if "svd" in options.parts:
+        result["svd"] = run_svd(options, device)
+    if "model" in options.parts:
+        result["model"] = run_model(options, device)
     if "speed" in options.parts:
         result["speed"] = run_speed(options, device)
     result["seconds"] = time.monotonic() - start
@@ -239,6 +284,23 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
     return 0 if passed(result) else 1
+
+
+def run_svd(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+    """The rows of `gpu_svd`."""
+    from bench import gpu_svd  # noqa: PLC0415 (as in `run_checks`)
+
+    sizes = ((2, 64, 4),) if options.dry_run else tuple(options.svd_sizes)
+    return list(gpu_svd.rows(sizes, device, time.monotonic() + SECONDS["svd"]))
+
+
+def run_model(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+    """The rows of `gpu_model`."""
+    from bench import gpu_model  # noqa: PLC0415 (as in `run_checks`)
+
+    smaller = {"shrink": 256, "rounds": 1, "group": 2} if options.dry_run else {}
+    deadline = math.inf if options.dry_run else time.monotonic() + SECONDS["model"]
+    return list(gpu_model.rows(device, deadline, **smaller))
 
 
 def run_speed(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:

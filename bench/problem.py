@@ -48,6 +48,22 @@ class Problem:
         return self.backend.empty_like(self.A).copy_(self.A)
 
     @cached_property
+    def mask(self) -> torch.Tensor:
+        """Which entries a magnitude threshold keeps, boolean."""
+        return self.A.abs() >= self.threshold
+
+    @cached_property
+    def bits(self) -> torch.Tensor:
+        """The mask packed, see `spectral_kernels.packed`; its bits in the order of the matrix."""
+        weights = 2 ** torch.arange(8, device=self.A.device)
+        return (self.mask.view(-1, 8) * weights).sum(1).to(torch.uint8)
+
+    @cached_property
+    def wide(self) -> torch.Tensor:
+        """The matrix in float32."""
+        return self.A.float()
+
+    @cached_property
     def c(self) -> float:
         """c of p = min(1, c |A|)."""
         return sparsify(self.A, sparsity=self.sparsity, law="l1").c

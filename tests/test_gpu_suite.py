@@ -54,10 +54,14 @@ def test_dry_run(tmp_path: Path) -> None:
     # count_between runs under all_finite and tie_stop.
     for kernel in (
         "sample", "keep_largest", "histogram", "refine", "all_finite", "tie_stop", "patterns",
-        "row_l1", "row_threshold",
+        "row_l1", "row_threshold", "keep_largest_of", "sample_of", "packing", "masked_product",
     ):  # fmt: skip
         assert kernel in checked
-    assert len(result["speed"]) == 16
+    (svd,), (model,) = result["svd"], result["model"]
+    assert set(svd["ms"]) == {"torch", "svd_lowrank", "svdvals"}
+    assert svd["error"]["torch"] < 1e-3
+    assert set(model["ms"]) == {"magnitude", "randomized", "principal", "svd"}
+    assert len(result["speed"]) == 26
     for row in result["speed"]:
         assert "said" not in row, row
         assert row["share"] == pytest.approx(

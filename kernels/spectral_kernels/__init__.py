@@ -1,11 +1,13 @@
 """Arrays in, arrays out: the kernels of spectrum-preserving sparsification.
 
-`sparsify` is the pipeline score, budget, draw, value; `randomized_svd` gives the low rank that
-spectral scores are made of; `oracle` is the NumPy reference of all of it. Arrays are NumPy, torch
-or CuPy; `backend` chooses the kernels from the array's type and device.
+`sparsify` is the pipeline score, budget, draw, value, `sparsify_many` the same of many layers at
+once, `library` the same as an operator that torch's compilers know. `randomized_svd` gives the low
+rank that spectral scores are made of; `oracle` is the NumPy reference of all of it. Arrays are
+NumPy, torch or CuPy; `backend` chooses the kernels from the array's type and device.
 """
 
 from spectral_kernels.laws import GROUP_NAMES, LAW_NAMES, SCORE_NAMES
+from spectral_kernels.many import sparsify_many
 from spectral_kernels.sparsify import Sparse, check_weight, entries_to_keep, histogram, sparsify
 from spectral_kernels.stream import stream_id
 
@@ -18,5 +20,6 @@ __all__ = [
     "entries_to_keep",
     "histogram",
     "sparsify",
+    "sparsify_many",
     "stream_id",
 ]

@@ -140,6 +140,14 @@ class Backend(Protocol):
         """Draw and write; returns the number of nonzeros written."""
         ...
 
+    def not_finite(self, A: Matrix) -> Any:
+        """How many entries are not finite as float32: an int, or unread on the device."""
+        ...
+
+    def captured(self) -> bool:
+        """Whether calls are being captured in a CUDA graph, so that nothing can be read."""
+        ...
+
     def all_finite(self, A: Matrix) -> bool:
         """Whether every entry is finite."""
         ...

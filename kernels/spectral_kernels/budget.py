@@ -12,6 +12,8 @@ stand, the CPU kernels compiled, and both give the same bits. In them
 - x is a score scaled by a power of two, 2^(127 - top), that puts the largest in [1, 2) ([2, 4) at
   the very end of the float32 range), in float64; `value_of` maps a bit pattern to x;
 - `budget` is K, the number of entries to keep;
+- sums of x run over the bins of one exponent first, and then over the exponents: a device has the
+  exponents summed side by side. Sums over the values of one bin are integers, in any order;
 - sum p is within 1e-3 of K for any scores that span up to 30 orders of magnitude, as long as K is
   at least 1e-4 of the entries (below that the 2^-24 grid of p shows); squares of scores that are
   subnormal in float32 are known to a bin's width only. Where the histogram cannot promise this, it
@@ -34,6 +36,9 @@ LOW_MASK = (1 << LOW_BITS) - 1
 BINS = 1 << 13
 #: Bins from here on hold infinities and NaN.
 FINITE_BINS = 255 << 5
+BINS_OF_EXPONENT = 32
+#: Edges of bins where the branches of MAXIMUM may meet: x from 2^-120 to 2^120.
+WIDEST_EDGE = 120 * BINS_OF_EXPONENT
 #: The model error of the cut bin above which it is refined, as a share of K.
 MODEL_ERROR = 2.0**-11
 #: The most that x is lifted by for the sake of an outlier, as a power of two.
@@ -110,6 +115,12 @@ def bin_mass(
     if count == 0:
         return 0.0
     first, second = bin_moments(count, low, b, top)
+    return law_sum(shape, alpha, beta, first, second)
+
+
+@compilable
+def law_sum(shape: int, alpha: float, beta: float, first: float, second: float) -> float:
+    """The sum of g(x) over scores on one branch of g, from the sums of x and x^2."""
     if shape == _L1:
         return first
     if shape == _HYBRID:
@@ -131,6 +142,27 @@ def occupied(count: Counts) -> tuple[int, int]:
 
 
 @compilable
+def trim_scale(shape_sum: int, budget: int) -> float:
+    """eps^2 / ||A||_F^2 of "trimmed-l2", see `laws`."""
+    return 14.0 * shape_sum * math.log(shape_sum / math.sqrt(2.0)) / budget
+
+
+@compilable
+def all_moments(count: Counts, low: Counts, first: int, last: int, top: int) -> tuple[float, float]:
+    """The sums of x and x^2 over all bins."""
+    l1, frobenius2, some_l1, some_frobenius2 = 0.0, 0.0, 0.0, 0.0
+    for b in range(first, last + 1):
+        if b % BINS_OF_EXPONENT == 0:
+            l1, frobenius2 = l1 + some_l1, frobenius2 + some_frobenius2
+            some_l1, some_frobenius2 = 0.0, 0.0
+        if count[b] > 0:
+            s1, s2 = bin_moments(count[b], low[b], b, top)
+            some_l1 += s1
+            some_frobenius2 += s2
+    return l1 + some_l1, frobenius2 + some_frobenius2
+
+
+@compilable
 def coefficients(
     count: Counts, low: Counts, first: int, last: int, top: int,
     shape: int, parameter: float, shape_sum: int, budget: int,
@@ -141,18 +173,12 @@ def coefficients(
     """
     if shape not in (_HYBRID, _TRIMMED):
         return 0.0, 0.0, first
-    l1, frobenius2 = 0.0, 0.0
-    for b in range(first, last + 1):
-        if count[b] > 0:
-            s1, s2 = bin_moments(count[b], low[b], b, top)
-            l1 += s1
-            frobenius2 += s2
+    l1, frobenius2 = all_moments(count, low, first, last, top)
     if shape == _HYBRID:
         linear, square = parameter / l1, (1.0 - parameter) / frobenius2
         total = linear + square
         return float(np.float32(linear / total)), float(np.float32(square / total)), first
-    scale = 14.0 * shape_sum * math.log(shape_sum / math.sqrt(2.0)) / budget
-    trim = math.sqrt(scale * frobenius2) / shape_sum
+    trim = math.sqrt(trim_scale(shape_sum, budget) * frobenius2) / shape_sum
     kept = 0
     b = last
     # Downwards to the trim, and past it if it would leave fewer than the budget.
@@ -180,17 +206,20 @@ def solve_bins(
         remaining += count[b]
     if budget >= remaining:
         return math.inf, -1, 0, 0.0
-    below, mass = 0.0, 0.0
+    below, mass, exponents, bins = 0.0, 0.0, 0.0, 0.0
     cut = last
     # Going up, the first edge at which c = 1 / g(edge) would already keep too few; all the entries
     # from it on are capped, and the cap itself lies in the bin before it.
     for b in range(first, last + 1):
+        if b % BINS_OF_EXPONENT == 0:
+            exponents, bins = exponents + bins, 0.0
         g = law_value(shape, alpha, beta, value_of(b << LOW_BITS, top))
-        if float(remaining) * g + (below + mass) < float(budget) * g:
+        if float(remaining) * g + (exponents + bins) < float(budget) * g:
             cut = b - 1
             break
-        below += mass
+        below = exponents + bins
         mass = bin_mass(count[b], low[b], b, top, shape, alpha, beta)
+        bins += mass
         remaining -= count[b]
     n = float(count[cut])
     lower = law_value(shape, alpha, beta, value_of(cut << LOW_BITS, top))
@@ -206,49 +235,92 @@ def solve_bins(
 
 
 @compilable
+def values_mass(
+    n: int, low: int, high_square: int, low_square: int, cut: int, top: int,
+    shape: int, alpha: float, beta: float,
+) -> float:  # fmt: skip
+    """The sum of g(x) over n scores of bin `cut`.
+
+    low is the sum of their low bits; high_square and low_square are those of the upper and the
+    lower LOW_BITS bits of its square, since the sum of squares itself may not fit in 64 bits.
+    """
+    unit = math.ldexp(1.0, max(cut >> 5, 1) - 23 - top)
+    edge = value_of(cut << LOW_BITS, top)
+    square = float(high_square) * float(1 << LOW_BITS) + float(low_square)
+    first = float(n) * edge + unit * float(low)
+    second = float(n) * (edge * edge) + (2.0 * (edge * unit)) * float(low) + (unit * unit) * square
+    return law_sum(shape, alpha, beta, first, second)
+
+
+@compilable
 def solve_values(
     low: Counts, multiplicity: Counts, cut: int, above: int, below: float, top: int,
     shape: int, alpha: float, beta: float, budget: int,
 ) -> float:  # fmt: skip
     """c where the scores of the cut bin are known: `multiplicity` entries end in each `low`.
 
-    `low` ascends. Arguments from `cut` on are those of `solve_bins`.
+    `low` ascends. Arguments from `cut` on are those of `solve_bins`. Scores whose low bits are
+    `stop` or more are capped, those under `start` are not; bisection brings the two together.
     """
-    remaining = above
+    total = above
     for k in range(len(low)):
-        remaining += multiplicity[k]
-    mass = 0.0
-    for k in range(len(low)):
-        g = law_value(shape, alpha, beta, value_of((cut << LOW_BITS) + low[k], top))
-        if float(remaining) * g + (below + mass) < float(budget) * g:
+        total += multiplicity[k]
+    start, stop = 0, 1 << LOW_BITS
+    i, n, s1, s2, s3 = 0, 0, 0, 0, 0  # where the scores under `start` end, and their sums
+    c = 0.0
+    while start < stop:
+        # The last turn sums up to `stop` itself.
+        middle = (start + stop) // 2 if stop - start > 1 else stop
+        k, m, t1, t2, t3 = i, n, s1, s2, s3
+        while k < len(low) and low[k] < middle:
+            square = low[k] * low[k]
+            m += multiplicity[k]
+            t1 += multiplicity[k] * low[k]
+            t2 += multiplicity[k] * (square >> LOW_BITS)
+            t3 += multiplicity[k] * (square & LOW_MASK)
+            k += 1
+        mass = below + values_mass(m, t1, t2, t3, cut, top, shape, alpha, beta)
+        if middle == stop:
+            c = float(budget - (total - m)) / mass
             break
-        mass += float(multiplicity[k]) * g
-        remaining -= multiplicity[k]
-    return float(budget - remaining) / (below + mass)
+        g = law_value(shape, alpha, beta, value_of((cut << LOW_BITS) + middle, top))
+        if float(total - m) * g + mass < float(budget) * g:
+            stop = middle
+        else:
+            start, i, n, s1, s2, s3 = middle, k, m, t1, t2, t3
+    return c
+
+
+@compilable
+def edge_weight(k: int) -> float:
+    """The beta of MAXIMUM whose branches meet at the k-th edge of a bin from x = 1 on."""
+    edge = math.ldexp(float(BINS_OF_EXPONENT + k % BINS_OF_EXPONENT), k // BINS_OF_EXPONENT - 5)
+    return float(np.float32(1.0 / edge))
 
 
 @compilable
 def maximum_weight(
     count: Counts, low: Counts, first: int, last: int, top: int, tau: float, budget: int
 ) -> float:
-    """beta of MAXIMUM for which the solved c is beta * tau, by bisection; 0 where it is L1."""
+    """The least beta of MAXIMUM for which the solved c is at most beta * tau; 0 where it is L1.
+
+    Inside a bin only the sum is known, so the branches must meet at an edge: tau is met to 3 %.
+    """
     kept = 0
     for b in range(first, last + 1):
         kept += count[b]
     if tau >= 1.0 or budget >= kept:
         return 0.0
-    low_beta, high_beta = -120.0, 120.0
-    for _ in range(60):
-        middle = 0.5 * (low_beta + high_beta)
-        beta = 2.0**middle
+    start, stop = -WIDEST_EDGE, WIDEST_EDGE
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        beta = edge_weight(middle)
         c = solve_bins(count, low, first, last, top, _MAXIMUM, 0.0, beta, budget)[0]
         if c > beta * tau:
-            low_beta = middle
+            stop = middle
         else:
-            high_beta = middle
-    # Inside a bin only the sum is known, so the branches must meet at an edge: tau is met to 3 %.
-    fraction, exponent = math.frexp(2.0**-high_beta)
-    return float(np.float32(1.0 / math.ldexp(math.floor(fraction * 64.0) / 64.0, exponent)))
+            start = middle
+    return edge_weight(start)
 
 
 @compilable

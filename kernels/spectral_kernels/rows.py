@@ -15,6 +15,14 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 
+#: Where the bisection of "bernstein" starts, how long it is, and what no rho need exceed there.
+LEAST_ZETA = 1e-12
+BISECTIONS = 200
+RHO_CAP = 2.0
+#: RHO_CAP < 2^RHO_BITS.
+RHO_BITS = 2
+
+
 @compilable
 def fixed_point_shift(n: int, exponent: int) -> int:
     """Entries below 2^exponent, n of them, times 2^shift: their integer sum fits in an int64."""
@@ -43,6 +51,16 @@ def row_l1_weights(l1: Float64) -> Float32:
     return weights
 
 
+def bernstein_terms(m: int, n: int, budget: int, delta: float = 0.1) -> tuple[float, float]:
+    """(alpha, beta) of `bernstein_row_weights`."""
+    log_term = math.log((m + n) / delta)
+    return math.sqrt(log_term / budget), log_term / (3.0 * budget)
+
+
+def _fixed_point_sum(values: Float64, shift: int) -> int:
+    return int(np.ldexp(values, shift).astype(np.int64).sum())
+
+
 def bernstein_row_weights(l1: Float64, n: int, budget: int, delta: float = 0.1) -> Float32:
     """Row vector rho_i / ||A_i||_1 of "bernstein", up to a common factor.
 
@@ -55,23 +73,28 @@ def bernstein_row_weights(l1: Float64, n: int, budget: int, delta: float = 0.1) 
     and zeta solves sum rho_i = 1; the sum falls as zeta grows, so bisection finds it. delta is the
     probability with which the paper's error bound may fail.
     """
-    total = float(l1.sum())
-    if total == 0.0:
+    largest = float(l1.max(initial=0.0))
+    if largest == 0.0:
         return np.zeros(len(l1), np.float32)
-    z = l1 / total
-    log_term = math.log((len(l1) + n) / delta)
-    alpha, beta = math.sqrt(log_term / budget), log_term / (3.0 * budget)
+    shift = fixed_point_shift(len(l1), math.frexp(largest)[1])
+    z = l1 / math.ldexp(float(_fixed_point_sum(l1, shift)), -shift)
+    alpha, beta = bernstein_terms(len(l1), n, budget, delta)
+    shift = fixed_point_shift(len(l1), RHO_BITS)
 
     def rho(zeta: float) -> NDArray[np.float64]:
         half = alpha * z / (2.0 * zeta)
         return (half + np.sqrt(half * half + beta * z / zeta)) ** 2
 
-    lower, upper = 1e-12, 1.0
-    while float(rho(upper).sum()) > 1.0:
+    def too_much(zeta: float) -> bool:
+        capped = np.minimum(rho(zeta), RHO_CAP)
+        return _fixed_point_sum(capped, shift) > 1 << shift
+
+    lower, upper = LEAST_ZETA, 1.0
+    while too_much(upper):
         upper *= 2.0
-    for _ in range(200):
+    for _ in range(BISECTIONS):
         middle = math.sqrt(lower * upper)
-        if float(rho(middle).sum()) > 1.0:
+        if too_much(middle):
             lower = middle
         else:
             upper = middle

@@ -21,6 +21,7 @@ from spectral_kernels.backend import (
     Thresholds,
     backend_for,
 )
+from spectral_kernels.flaws import Flaws
 from spectral_kernels.laws import (
     BASES,
     GROUP_NAMES,
@@ -31,6 +32,14 @@ from spectral_kernels.laws import (
     am07_constant,
     named_law,
 )
+from spectral_kernels.patterns import (
+    NM,
+    Blocks,
+    check_pattern,
+    parse_pattern,
+    pattern_sparsity,
+    require_patterns,
+)
 from spectral_kernels.rows import bernstein_row_weights, row_l1_weights
 from spectral_kernels.stream import UNIT
 
@@ -40,18 +49,42 @@ LONGEST_CACHED_ROW = 1 << 16
 LAST_COLUMN = 1 << 34
 
 
-@dataclass(frozen=True)
 class Sparse:
     """What `sparsify` made.
 
     weight: same kind, dtype and shape as the input. nnz: its number of nonzeros.
     c: of p = min(1, c g(s)), the median over rows where each row is a group; the threshold itself
     where nothing is drawn. g is s or s^2; for "hybrid" and "am07" that of `laws`, c in terms of s.
+    nan where N of every M are kept, each group by its own; of blocks the threshold of their scores.
+
+    From a device, nnz and c are read when they are asked for, which waits for it; what `check`
+    left unread is raised then.
     """
 
-    weight: Any
-    nnz: int
-    c: float
+    def __init__(self, weight: Any, nnz: Any, c: Any, flaws: Flaws | None = None) -> None:
+        self.weight = weight
+        self._nnz, self._c = nnz, c
+        self._flaws = flaws or Flaws()
+
+    def check(self) -> None:
+        """Wait for the device, and refuse what `check=False` let pass: see `sparsify`."""
+        self._flaws.settle()
+
+    @property
+    def nnz(self) -> int:
+        """Number of nonzeros."""
+        self._flaws.settle()
+        return int(self._nnz)
+
+    @property
+    def c(self) -> float:
+        """The constant of the law."""
+        self._flaws.settle()
+        return float(np.median(self._c() if callable(self._c) else self._c))
+
+    def __repr__(self) -> str:
+        """The shape alone: to read the counts would wait for the device."""
+        return f"Sparse(weight of shape {tuple(self.weight.shape)} and {self.weight.dtype})"
 
 
 def check_weight(weight: Any, argument: str = "weight") -> Backend:
@@ -78,7 +111,7 @@ def check_weight(weight: Any, argument: str = "weight") -> Backend:
     return backend
 
 
-def entries_to_keep(size: int, sparsity: float) -> int:
+def entries_to_keep(size: int, sparsity: float | None) -> int:
     """K = size - round(sparsity * size), ties to even.
 
     Raises:
@@ -117,8 +150,12 @@ def make_scoring(
     mixture: tuple[float, float] = (0.0, 0.0),
     row: Any = None,
     column: Any = None,
+    flaws: Flaws | None = None,
 ) -> Scoring:
-    """A checked `Scoring`; `factors` are left (m, k) and right (k, n), B = left @ right."""
+    """A checked `Scoring`; `factors` are left (m, k) and right (k, n), B = left @ right.
+
+    With `flaws` values on a device are counted there, see `check_vector`.
+    """
     if score not in SCORE_NAMES:
         raise ValueError(f"score: expected one of {', '.join(SCORE_NAMES)}; got {score!r}")
     base = BASES[score]
@@ -129,7 +166,7 @@ def make_scoring(
                 f"factors: expected (left, right), the low rank of score {score!r}; "
                 f"got {factors!r:.80}"
             )
-        left, right = (check_vector(backend, factor, "factors", None) for factor in factors)
+        left, right = (check_vector(backend, factor, "factors", None, flaws) for factor in factors)
         fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0] > 0
         if not fits or (left.shape[0], right.shape[1]) != (A.m, A.n):
             raise ValueError(
@@ -137,8 +174,8 @@ def make_scoring(
                 f"got {tuple(left.shape)} and {tuple(right.shape)}"
             )
     weights = (0.0, 0.0) if base != Base.MIXTURE else check_mixture(mixture)
-    row = None if row is None else check_vector(backend, row, "row", A.m)
-    column = None if column is None else check_vector(backend, column, "column", A.n)
+    row = None if row is None else check_vector(backend, row, "row", A.m, flaws)
+    column = None if column is None else check_vector(backend, column, "column", A.n, flaws)
     return Scoring(base, left, right, weights, row, column)
 
 
@@ -153,14 +190,25 @@ def check_mixture(mixture: Any) -> tuple[float, float]:
     return b, a
 
 
-def check_vector(backend: Backend, values: Any, argument: str, length: int | None) -> Any:
-    """Finite float32 values of the backend's own kind; with a length, a vector >= 0 of it."""
+def check_vector(
+    backend: Backend, values: Any, argument: str, length: int | None, flaws: Flaws | None = None
+) -> Any:
+    """Finite float32 values of the backend's own kind; with a length, a vector >= 0 of it.
+
+    On a device, values out of range are only counted, in `flaws`, if that is given.
+    """
     if not hasattr(values, "shape") or not hasattr(values, "dtype"):
         raise TypeError(f"{argument}: expected an array; got {type(values).__name__}")
     if length is not None and tuple(values.shape) != (length,):
         raise ValueError(f"{argument}: expected shape ({length},); got {tuple(values.shape)}")
     vector = backend.vector(values)
-    if math.prod(vector.shape) > 0:
+    if flaws is not None and not isinstance(vector, np.ndarray):
+        bad = ~(abs(vector) <= bg.FLOAT32_MAX)
+        expected = "finite float32 values"
+        if length is not None:
+            bad, expected = bad | (vector < 0), f"{expected} >= 0"
+        flaws.add(bad.sum(), f"{argument}: expected {expected}; got {{}} that are not")
+    elif math.prod(vector.shape) > 0:
         low, high = float(vector.min()), float(vector.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{argument}: expected finite float32 values; got {low} to {high}")
@@ -172,7 +220,7 @@ def check_vector(backend: Backend, values: Any, argument: str, length: int | Non
 def sparsify(
     weight: Any,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     law: str = "threshold",
     law_parameter: float | None = None,
     rescale: bool = False,
@@ -182,31 +230,42 @@ def sparsify(
     row: Any = None,
     column: Any = None,
     group: str = "tensor",
+    pattern: str | None = None,
     seed: int = 0,
     stream: int = 0,
     row_offset: int = 0,
     column_offset: int = 0,
+    check: bool = True,
 ) -> Sparse:
     """A sparse matrix of the same kind, dtype and shape, drawn by `law` from the scores.
 
     Args:
         weight: (m, n) or more dimensions, seen as (shape[0], -1); NumPy, torch or CuPy.
         sparsity: fraction of zeros in [0, 1); K = size - round(sparsity * size) entries are kept,
-            exactly under "threshold", on average under the other laws.
+            exactly under "threshold", on average under the other laws. Under a pattern "N:M" it
+            may be left out.
         law, law_parameter: see `laws`. rescale: divide a kept entry by its probability, which
             makes the result exactly unbiased.
         score, factors: see `laws.Base`; left (m, k) and right (k, n) of B. mixture: (b, a).
         row, column: float32 (m,) and (n,) factors of the score, or None.
         group: "tensor", or "row" to give every row its own budget of n - round(sparsity * n).
+        pattern: None, "N:M" or blocks "RxC", see `patterns`; of blocks, K counts blocks.
         seed, stream, row_offset, column_offset: where the draws lie, see `stream`.
+        check: of a weight on a device, whether to wait for it once and refuse NaN, infinity and
+            overflow now. If not, or while a CUDA graph is captured, they are refused when nnz or c
+            is read. Vectors and factors must then lie on the device already.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
     backend = check_weight(weight)
+    if not isinstance(check, bool):
+        raise TypeError(f"check: expected a bool; got {check!r}")
     if group not in GROUP_NAMES:
         raise ValueError(f"group: expected one of {', '.join(GROUP_NAMES)}; got {group!r}")
     solved_law = named_law(law, law_parameter)
+    chosen = None if pattern is None else parse_pattern(pattern)
+    sparsity = pattern_sparsity(pattern, sparsity)
     A = backend.matrix(weight)
     per_row = group == "row"
     budget = entries_to_keep(A.n if per_row else A.size, sparsity)
@@ -222,39 +281,92 @@ def sparsify(
         raise ValueError(
             f"column_offset: expected columns under 2^34; got {draw.column} + {A.n} columns"
         )
+    if chosen is not None:
+        check_pattern(chosen, A, solved_law, draw)
     # The histogram finds what is not finite, unless B hides it or the row sums trip over it first.
     hidden = score != "magnitude" or solved_law.row_weights != "none"
-    if hidden and not backend.all_finite(A):
-        raise ValueError("weight: expected finite entries that fit float32; got NaN or infinity")
+    flaws = Flaws()
+    if hidden:
+        flaws.add(
+            backend.not_finite(A),
+            "weight: expected finite entries that fit float32; got {} that are NaN or infinite",
+        )
+    pipeline = _pipeline(backend, solved_law, rescale, budget, flaws)
     if solved_law.row_weights != "none":
-        row = _law_row_weights(backend, A, solved_law, row, budget * A.m if per_row else budget)
-    scoring = make_scoring(backend, A, score, factors, mixture, row, column)
+        own = pipeline.row_weights(A, budget * A.m if per_row else budget)
+        row = own if row is None else own * check_vector(backend, row, "row", A.m, flaws)
+    scoring = make_scoring(backend, A, score, factors, mixture, row, column, flaws)
     result = backend.empty_like(weight)
     out = backend.matrix(result)
-    pipeline = _Pipeline(backend, solved_law, rescale, budget)
-    if per_row and A.n > LONGEST_CACHED_ROW:
-        nnz, cs = pipeline.run_rows_one_by_one(A, scoring, draw, out)
+    if isinstance(chosen, Blocks):
+        return _keep_blocks(backend, A, scoring, chosen, sparsity, group, result)
+    if chosen is not None:
+        host = _Pipeline(backend, solved_law, rescale, budget)
+        nnz, cs = host.run_groups(A, scoring, chosen, draw, out)
+    elif per_row and A.n > LONGEST_CACHED_ROW:
+        nnz, cs = _run_rows_one_by_one(pipeline, A, scoring, draw, out)
     elif per_row:
         nnz, cs = pipeline.run_rows(A, scoring, draw, out)
     else:
         nnz, cs = pipeline.run(A, scoring, draw, out)
-    return Sparse(result, nnz, float(np.median(cs)))
+    if check and not backend.captured():
+        flaws.settle()
+    return Sparse(result, nnz, cs, flaws)
 
 
-def _law_row_weights(backend: Backend, A: Matrix, law: Law, row: Any, budget: int) -> Any:
-    l1 = backend.row_l1(A)
-    if law.row_weights == "l1":
-        weights = row_l1_weights(l1)
-    else:
-        weights = bernstein_row_weights(l1, A.n, max(budget, 1))
-    own = backend.vector(weights)
-    return own if row is None else own * check_vector(backend, row, "row", A.m)
+def _keep_blocks(
+    backend: Backend, A: Matrix, scoring: Scoring, blocks: Blocks, sparsity: float | None,
+    group: str, result: Any,
+) -> Sparse:  # fmt: skip
+    """The blocks of largest score: the threshold of a matrix with an entry for each block."""
+    operations = require_patterns(backend)
+    scores = operations.block_scores(A, scoring, blocks)
+    kept = sparsify(scores, sparsity=sparsity, group=group)
+    nnz = operations.keep_blocks(A, blocks, kept.weight, backend.matrix(result))
+    return Sparse(result, nnz, kept.c)
+
+
+def _pipeline(backend: Backend, law: Law, rescale: bool, budget: int, flaws: Flaws) -> Any:
+    """The stages after the score: on the device for one, solved on the host for the other."""
+    if backend.name != "gpu":
+        return _Pipeline(backend, law, rescale, budget)
+    from spectral_kernels.gpu.pipeline import DevicePipeline  # noqa: PLC0415 (Triton may be missing)
+
+    return DevicePipeline(backend, law, rescale, budget, flaws)  # type: ignore[arg-type]
+
+
+def _run_rows_one_by_one(
+    pipeline: Any, A: Matrix, scoring: Scoring, draw: Draw, out: Matrix
+) -> tuple[Any, Any]:
+    """As `run_rows`, for rows too long to be solved in a core's cache."""
+    nnz, constants = 0, []
+    for i in range(A.m):
+        one = slice(i, i + 1)
+        part = Scoring(
+            scoring.base,
+            None if scoring.left is None else scoring.left[one],
+            scoring.right,
+            scoring.weights,
+            None if scoring.row is None else scoring.row[one],
+            scoring.column,
+        )
+        here = Draw(draw.seed, draw.stream, draw.row + i, draw.column)
+        more, c = pipeline.run(_row(A, i), part, here, _row(out, i))
+        nnz += more
+        constants.append(c)
+    return nnz, lambda: np.concatenate([c() if callable(c) else c for c in constants])
 
 
 def _refuse(broken: int) -> None:
     raise ValueError(
         "weight: expected finite entries whose scores fit float32; "
         f"got {broken} that are NaN or infinite"
+    )
+
+
+def _refuse_overflow(A: Matrix) -> None:
+    raise ValueError(
+        f"rescale: some A / p overflow {A.dtype}; use rescale=False, another law, or a wider dtype"
     )
 
 
@@ -302,26 +414,28 @@ class _Pipeline:
         table = LawTable(parameters, self.law.shape, self.rescale)
         return self._draw(A, scoring, table, draw, out)
 
-    def run_rows_one_by_one(
-        self, A: Matrix, scoring: Scoring, draw: Draw, out: Matrix
+    def row_weights(self, A: Matrix, budget: int) -> Any:
+        """The row vector of the law, (m,) of the backend's own kind."""
+        l1 = self.backend.row_l1(A)
+        if self.law.row_weights == "l1":
+            return self.backend.vector(row_l1_weights(l1))
+        return self.backend.vector(bernstein_row_weights(l1, A.n, max(budget, 1)))
+
+    def run_groups(
+        self, A: Matrix, scoring: Scoring, pattern: NM, draw: Draw, out: Matrix
     ) -> tuple[int, NDArray[np.float64]]:
-        """As `run_rows`, for rows too long to be solved in a core's cache."""
-        nnz, cs = 0, []
-        for i in range(A.m):
-            one = slice(i, i + 1)
-            part = Scoring(
-                scoring.base,
-                None if scoring.left is None else scoring.left[one],
-                scoring.right,
-                scoring.weights,
-                None if scoring.row is None else scoring.row[one],
-                scoring.column,
-            )
-            here = Draw(draw.seed, draw.stream, draw.row + i, draw.column)
-            more, c = self.run(_row(A, i), part, here, _row(out, i))
-            nnz += more
-            cs.append(c)
-        return nnz, np.concatenate(cs)
+        """Each N of M a group of its own."""
+        operations = require_patterns(self.backend)
+        if self.law.draws:
+            shape, rescale = self.law.shape, self.rescale
+            result = operations.sample_of(A, scoring, pattern, shape, rescale, draw, out)
+        else:
+            result = operations.keep_largest_of(A, scoring, pattern, out)
+        if result.broken:
+            _refuse(result.broken)
+        if self.law.draws and self.rescale and not self.backend.all_finite(out):
+            _refuse_overflow(A)
+        return result.nnz, np.array([np.nan])
 
     def _keeps_largest(self, size: int) -> bool:
         """Whether nothing is left to chance: also where all is kept, or nothing."""
@@ -367,10 +481,7 @@ class _Pipeline:
     ) -> tuple[int, NDArray[np.float64]]:
         nnz = self.backend.sample(A, scoring, table, draw, out)
         if self.rescale and _may_overflow(A, scoring, table) and not self.backend.all_finite(out):
-            raise ValueError(
-                f"rescale: some A / p overflow {A.dtype}; "
-                "use rescale=False, another law, or a wider dtype"
-            )
+            _refuse_overflow(A)
         C, scale = table.parameters[:, 0].astype(np.float64), table.parameters[:, 3]
         power = 2 if table.shape in (Shape.L2, Shape.TRIMMED) else 1
         return nnz, C / UNIT * scale.astype(np.float64) ** power

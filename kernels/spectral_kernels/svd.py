@@ -61,6 +61,7 @@ def randomized_svd(
     block: int | None = None,
     seed: int = 0,
     stream: int = STREAM,
+    library: Literal["own", "cupy"] = "own",
 ) -> SVDResult:
     """The leading `rank` singular triplets of A (..., m, n) by randomized block Krylov iteration.
 
@@ -73,6 +74,8 @@ def randomized_svd(
     seed, stream: where in the project's random stream the test matrix lies; it does not depend on
         the batch, and the sign of each pair makes <v_i, first column of the test matrix> >= 0
         (for m < n: u_i)
+    library: "own", that of A, does the work; "cupy", for a torch tensor on CUDA, has CuPy do it in
+        the same memory, on torch's stream and out of torch's pool, and gives tensors back
 
     Where the Krylov space would take up most of min(m, n), the matrix is factored whole and the
     error is rounding alone. `error` is an estimate, by the stagnation of the values (see
@@ -84,6 +87,17 @@ def randomized_svd(
 
     Source: Musco and Musco, NeurIPS 2015, algorithm 2; Tropp and Webber 2023.
     """
+    if library == "cupy":
+        from spectral_kernels._cupy import lent_to_cupy, returned  # noqa: PLC0415 (torch's side)
+
+        with lent_to_cupy(A) as lent:
+            found = randomized_svd(
+                lent, rank, tolerance=tolerance, depth=depth, block=block, seed=seed, stream=stream
+            )
+            U, S, Vh, error = (returned(part) for part in found[:4])
+            return SVDResult(U, S, Vh, error, found.iterations)
+    if library != "own":
+        raise ValueError(f"library: expected 'own' or 'cupy'; got {library!r}")
     xp = namespace(A, "A")
     A = as_matrices(xp, A, "A")
     m, n = A.shape[-2:]

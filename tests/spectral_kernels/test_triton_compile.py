@@ -16,11 +16,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for L
 SOME = [
     "sample-fp32-aligned", "sample-fp32-l1-rescaled", "keep_largest-bf16", "histogram-bf16",
     "refine-bf16", "count_between-bf16", "patterns-bf16", "row_l1-bf16", "row_threshold",
+    "keep_largest_of-bf16-2:4", "sample_of-bf16-2:4", "pack_bits-bf16", "keep_bits-bf16",
+    "count_rows-bf16", "fill_rows-bf16", "masked_product",
 ]  # fmt: skip
 RUNS = {"sm_90": [], "sm_80": SOME, "sm_100": SOME, "gfx942": SOME}
 KERNELS = {
     "sample", "keep_largest", "histogram", "refine", "count_between", "patterns", "row_l1",
-    "row_threshold",
+    "row_threshold", "keep_largest_of", "sample_of", "pack_bits", "keep_bits", "count_rows",
+    "fill_rows", "masked_product",
 }  # fmt: skip
 
 
@@ -64,15 +67,24 @@ def test_offsets_into_the_matrix_have_64_bits(compiled: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "loop", "total"),
     [
-        ("sample-fp32-l1-rescaled", 34, 40),
-        ("sample-bf16-l1-rescaled", 32, 42),
-        ("sample-fp32-l1", 24, 32),
+        ("sample-fp32-l1-rescaled", 29, 34),
+        ("sample-bf16-l1-rescaled", 26, 32),
+        ("sample-fp16-l1-rescaled", 28, 33),
+        ("sample-fp32-l1", 20, 25),
+        ("sample-bf16-l1", 19, 24),
+        ("sample-fp32-hybrid-rescaled", 33, 38.5),
+        ("sample-bf16-hybrid-rescaled", 30, 35),
+        ("keep_largest_of-bf16-2:4", 24, 31),
+        ("sample_of-bf16-2:4-rescaled", 105, 120),
+        # The loop over the rank counts once.
+        ("sample-bf16-principal", 39, 47),
+        ("sample-fp32-mixture", 69, 78),
     ],
 )
 def test_instructions_of_an_entry(
     compiled: dict[str, Any], name: str, loop: float, total: float
 ) -> None:
-    """Work that creeps into the loop: a second product per round of Philox, a branch to divide."""
+    """Work that creeps in: a second product per round of Philox, a branch to divide."""
     figures = compiled["sm_90"][name]
     assert figures["loop_per_entry"] <= loop
     assert figures["total_per_entry"] <= total
@@ -90,6 +102,15 @@ def test_elementwise_kernels_on_sm_90(compiled: dict[str, Any]) -> None:
             assert figures["shared_bytes"] == 0, name
 
 
+def test_packing_kernels_on_sm_90(compiled: dict[str, Any]) -> None:
+    """Narrow loads, or registers that spill."""
+    kernels = ("keep_largest_of", "pack_bits", "keep_bits", "count_rows", "fill_rows")
+    for name, figures in compiled["sm_90"].items():
+        if name.startswith(kernels):
+            assert figures["load_bits"] == 128, name
+            assert figures["local_bytes"] == 0, name
+
+
 def test_low_rank_kernels_use_the_matrix_units(compiled: dict[str, Any]) -> None:
     """B = left @ right summed on the ordinary cores, or registers spilled around it."""
     bases = ("principal", "aligned", "mixture")
@@ -99,6 +120,8 @@ def test_low_rank_kernels_use_the_matrix_units(compiled: dict[str, Any]) -> None
         figures = compiled["sm_90"][name]
         assert figures["matrix_units"], name
         assert figures["local_bytes"] == 0, name
+        # Three programs of four warps on a multiprocessor.
+        assert figures["registers"] <= 168, name
 
 
 def test_every_launch_binds_its_arguments() -> None:

@@ -15,6 +15,7 @@ import pytest
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+from spectral_kernels import oracle
 from spectral_kernels.gpu import blocks
 
 Float32 = NDArray[np.float32]
@@ -51,7 +52,9 @@ def device_function(function: object, nearest: bool = True) -> Callable[..., Flo
     )  # fmt: skip
     names = ("_DOWN", "_UP", "_UNIT", "_LEAST_RECIPROCAL")
     known = {name: np.float32(getattr(blocks, name).value) for name in names} | {"tl": language}
-    for called in (blocks.nearest_reciprocal, blocks.corrected_quotient):
+    for called in (
+        blocks.near_reciprocal, blocks.nearest_reciprocal, blocks.corrected_quotient,
+    ):  # fmt: skip
         known[called.fn.__name__] = FunctionType(called.fn.__code__, known)
     plain = FunctionType(function.fn.__code__, known)
 
@@ -152,6 +155,60 @@ def test_hard_cases_catch_a_plain_product() -> None:
     N, t = cases[:, 0].astype(np.float32), cases[:, 1].astype(np.float32)
     expected = np.ldexp(cases[:, 2].astype(np.float64), -cases[:, 3]).astype(np.float32)
     assert np.count_nonzero(N * reciprocal(t, True) != expected) > len(cases) // 10
+
+
+#: How far a quotient by an unrefined reciprocal is off, relative and before its last rounding: the
+#: product with a reciprocal off by 2^-23 by at most 1.5 * 2^-23; its remainder, rounded, and that
+#: times the reciprocal by 2^-24 and 2^-23 of it.
+UNREFINED = 1.5 * 2.0**-23 * 1.5 * 2.0**-23 * 1.01
+
+
+def bfloat16_cases(off: float) -> np.ndarray:
+    """Bfloat16 numbers N and divisors t whose quotient an unrefined reciprocal may round wrongly.
+
+    It shows in bfloat16 only beside a midpoint (2 B + 1) 2^15, in units of the last place of
+    float32: at the ties (2 B + 1) 2^16 +- 1, in half units. Those with B < 128 are of subnormal
+    numbers, where the last place stays what it is. N = A 2^k then lies within `off`, relative, of a
+    product of t and such a tie.
+    """
+    odd = 2 * np.arange(256, dtype=np.int64) + 1
+    ties = np.concatenate([(odd << 16) + 1, (odd << 16) - 1])[None, :]
+    A = np.arange(1, 256, 2, dtype=np.int64)[:, None]
+    found = []
+    for k in range(8, 50):
+        N = A << k
+        t = (N + ties // 2) // ties
+        near = np.abs(N - t * ties) <= off * t * np.maximum(ties, 1 << 24)
+        close = (t >= 1) & (t <= UNIT) & near
+        row, column = np.nonzero(close)
+        found += [(int(A[i, 0]), k, int(t[i, j])) for i, j in zip(row, column, strict=True)]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def test_no_quotient_of_bfloat16_comes_close_to_a_tie_that_shows() -> None:
+    """A bfloat16 entry for which the quotient without the Newton step is rounded wrongly."""
+    assert len(bfloat16_cases(UNREFINED)) == 0
+    assert len(bfloat16_cases(1000 * UNREFINED)) > 0
+
+
+@pytest.mark.parametrize("nearest", [True, False])
+@pytest.mark.parametrize("large", [False, True])
+def test_quotients_of_bfloat16(nearest: bool, large: bool) -> None:
+    """A quotient of a bfloat16 number that differs from IEEE's once it is rounded to bfloat16."""
+    rng = np.random.default_rng(2)
+    low = 94 << 7 if large else 1  # from 2^-33 on where the headroom is shared, see below
+    a = rng.integers(low, 0x7F80, 1_000_000, dtype=np.uint32) << np.uint32(16)
+    a = (a | rng.integers(0, 2, a.size, dtype=np.uint32) << np.uint32(31)).view(np.float32)
+    if not large:
+        a = a[np.abs(a) < 2.0**100]
+    t = np.floor(np.exp2(rng.uniform(0, 24, a.size))).astype(np.float32)
+    t[-4:] = [1, UNIT, UNIT - 1, 3]
+    up, down = device_function(blocks.headroom)(np.array(large))
+    found = device_function(blocks.quotient_of_bfloat16, nearest)(a, t, up, down)
+    with np.errstate(over="ignore"):
+        expected = a / (t / np.float32(UNIT))
+        found, expected = oracle.round_bfloat16(found), oracle.round_bfloat16(expected)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("nearest", [True, False])

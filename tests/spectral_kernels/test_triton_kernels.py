@@ -150,7 +150,7 @@ def one_tile(src, out, i: tl.int64, j: tl.int64, m: tl.int64, n: tl.int64, COLUM
     """Copy the first row of the tile at (i, j)."""
     rows_of_tile = i + tl.arange(0, 1).to(tl.int64)
     x, _, _, _, _ = scored_tile(
-        src, rows_of_tile, m, n, j, 0, None, None, 0, 0.0, 0.0, None, None,
+        src, rows_of_tile, m, n, j, 0, None, None, 0.0, 0.0, None, None,
         0, 1, COLUMNS, 16, 0, "ieee",
     )  # fmt: skip
     tl.store(out + tl.arange(0, COLUMNS)[None, :], x)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from spectral_kernels.backend import Draw, LawTable, Scoring, Thresholds
+from spectral_kernels.gpu import packed
 from spectral_kernels.gpu.backend import GPU
 from spectral_kernels.laws import Base, Shape
+from spectral_kernels.patterns import NM
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -59,6 +61,17 @@ def main() -> None:
         GPU.histogram(A, Scoring(row=torch.ones(m), column=torch.ones(n)))
         GPU.refine(A, Scoring(), 1)
         GPU.all_finite(A)
+        if n % 4 == 0:
+            GPU.keep_largest_of(A, Scoring(), NM(2, 4), out)
+            aligned = Draw(draw.seed, draw.stream, draw.row, 4)
+            GPU.sample_of(A, low_rank, NM(2, 4), Shape.L1, True, aligned, out)
+        matrix = A.storage.view(m, n)
+        bits = packed.pack_bits(matrix)
+        packed.keep_bits(matrix, bits)
+        packed.compressed_rows(matrix, m * n)
+        factors = torch.ones(m, 5), torch.ones(5, n)
+        for X in (None, torch.ones(m, n)):
+            packed.masked_product(*factors, bits, X, 1.0)
         GPU.row_l1(A)
         GPU.row_thresholds(A, Scoring(), 1)
 

@@ -20,9 +20,10 @@ from spectral_kernels.backend import (
     UInt32,
     module_of,
 )  # fmt: skip
-from spectral_kernels.cpu import kernels, rows
+from spectral_kernels.cpu import kernels, nm, rows, tiles
 from spectral_kernels.cpu.blocks import BFLOAT16, FLOAT16, NATIVE
 from spectral_kernels.laws import Base, Shape
+from spectral_kernels.patterns import NM, Blocks, Outcome
 from spectral_kernels.stream import split_seed
 
 KINDS = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": NATIVE, "float64": NATIVE}
@@ -135,10 +136,50 @@ class CPUBackend:
             )  # fmt: skip
         return int(kept)
 
-    def all_finite(self, A: Matrix) -> bool:
+    def keep_largest_of(self, A: Matrix, scoring: Scoring, pattern: NM, out: Matrix) -> Outcome:
+        with _threads(A) as tasks:
+            nnz, broken = nm.keep_largest(
+                A.storage, out.storage, *_arguments(A, scoring), pattern.keep, pattern.of, tasks
+            )
+        return Outcome(int(nnz), int(broken))
+
+    def sample_of(
+        self, A: Matrix, scoring: Scoring, pattern: NM, shape: Shape, rescale: bool, draw: Draw,
+        out: Matrix,
+    ) -> Outcome:  # fmt: skip
+        k0, k1 = split_seed(draw.seed)
+        with _threads(A) as tasks:
+            nnz, broken = nm.sample(
+                A.storage, out.storage, *_arguments(A, scoring), pattern.keep, pattern.of,
+                int(shape), rescale, np.uint64(k0), np.uint64(k1), np.uint64(draw.stream),
+                draw.row, draw.column, tasks,
+            )  # fmt: skip
+        return Outcome(int(nnz), int(broken))
+
+    def block_scores(self, A: Matrix, scoring: Scoring, pattern: Blocks) -> Float32:
+        with _threads(A):
+            scores: Float32 = tiles.block_scores(
+                A.storage, *_arguments(A, scoring), pattern.rows, pattern.columns
+            )
+        return scores
+
+    def keep_blocks(self, A: Matrix, pattern: Blocks, kept: Float32, out: Matrix) -> int:
+        with _threads(A):
+            nnz = tiles.keep_blocks(
+                A.storage, out.storage, KINDS[A.dtype], A.m, A.n, pattern.rows, pattern.columns,
+                (kept != 0).astype(np.uint8),
+            )  # fmt: skip
+        return int(nnz)
+
+    def not_finite(self, A: Matrix) -> int:
         count, _ = self.histogram(A, Scoring())
-        finite: bool = not count[bg.FINITE_BINS :].any()
-        return finite
+        return int(count[bg.FINITE_BINS :].sum())
+
+    def captured(self) -> bool:
+        return False
+
+    def all_finite(self, A: Matrix) -> bool:
+        return self.not_finite(A) == 0
 
 
 class _Unlocked:

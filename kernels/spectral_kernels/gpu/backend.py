@@ -28,9 +28,10 @@ from spectral_kernels.backend import (
     module_of,
 )
 from spectral_kernels.cpu.backend import CPU
-from spectral_kernels.gpu import kernels
+from spectral_kernels.gpu import gated, kernels
 from spectral_kernels.gpu import rows as row_kernels
 from spectral_kernels.gpu.blocks import INTERPRETED
+from spectral_kernels.gpu.patterns import PatternOperations
 from spectral_kernels.gpu.plan import Plan, ceil_div, device_of, has_nvidia, vector_unit
 from spectral_kernels.laws import Base, Shape
 from spectral_kernels.rows import fixed_point_shift
@@ -38,10 +39,13 @@ from spectral_kernels.stream import split_seed
 
 _QUAD = 4
 _NOT_FINITE = bg.FINITE_BINS << bg.LOW_BITS
+#: Entries of a block of the kernel that walks a matrix as one line, and its programs at most.
+_FLAT_ENTRIES = 4096
+_FLAT_PROGRAMS = 4096
 
 
 @dataclass(frozen=True)
-class GPUBackend:
+class GPUBackend(PatternOperations):
     """See `Backend`.
 
     entries: of a tile of the elementwise kernels, a power of two; a warp takes one. rows, columns
@@ -50,7 +54,7 @@ class GPUBackend:
 
     name = "gpu"
 
-    entries: int = 512
+    entries: int = 1024
     rows: int = 64
     columns: int = 64
     depth: int = 16
@@ -127,6 +131,13 @@ class GPUBackend:
         return np.concatenate(laws), broken
 
     def row_thresholds(self, A: Matrix, scoring: Scoring, budget: int) -> tuple[UInt32, Int64, int]:
+        patterns, stops, broken = self.launch_row_thresholds(A, scoring, budget)
+        return _numpy(patterns).view(np.uint32), _numpy(stops), int(broken)
+
+    def launch_row_thresholds(
+        self, A: Matrix, scoring: Scoring, budget: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `row_thresholds`, int32 (m,), int64 (m,) and a scalar on the device: does not wait."""
         device = A.storage.device
         patterns = torch.empty(A.m, dtype=torch.int32, device=device)
         stops = torch.empty(A.m, dtype=torch.int64, device=device)
@@ -134,16 +145,22 @@ class GPUBackend:
         columns = min(triton.next_power_of_2(A.n), 4096)
         first = 0
         for part, some_scoring in self._runs(A, scoring):
-            span = slice(first, first + part.m)
+            found = (each.narrow(0, first, part.m) for each in (patterns, stops, broken))
+            scores = self._patterns(part, some_scoring)
             with device_of(A):
                 row_kernels.row_threshold[(part.m,)](
-                    self._patterns(part, some_scoring), patterns[span], stops[span], broken[span],
+                    scores, *found,
                     A.n, budget, COLUMNS=columns,
                 )  # fmt: skip
             first += part.m
-        return _numpy(patterns).view(np.uint32), _numpy(stops), int(broken.sum())
+        return patterns, stops, broken.sum()
 
     def row_l1(self, A: Matrix) -> Float64:
+        l1: Float64 = _numpy(self.launch_row_l1(A))
+        return l1
+
+    def launch_row_l1(self, A: Matrix) -> torch.Tensor:
+        """As `row_l1`, on the device: does not wait."""
         sums = torch.empty(A.m, dtype=torch.float64, device=A.storage.device)
         unit = vector_unit(A)
         columns = min(triton.next_power_of_2(A.n), 1024)
@@ -153,8 +170,7 @@ class GPUBackend:
                 A.storage, sums, A.m, A.n // unit, fixed_point_shift(A.n, 0),
                 UNIT=unit, ROWS=rows, COLUMNS=columns,
             )  # fmt: skip
-        l1: Float64 = _numpy(sums)
-        return l1
+        return sums
 
     def keep_largest(self, A: Matrix, scoring: Scoring, thresholds: Thresholds, out: Matrix) -> int:
         device = A.storage.device
@@ -198,14 +214,35 @@ class GPUBackend:
         )  # fmt: skip
         return kept
 
+    def captured(self) -> bool:
+        return not INTERPRETED.value and torch.cuda.is_current_stream_capturing()
+
     def all_finite(self, A: Matrix) -> bool:
         plan = self._plan(A, Scoring())
         return not bool(self._count_between(A, plan, _NOT_FINITE, 0xFFFFFFFF).any())
 
+    def not_finite(self, A: Matrix, laws: torch.Tensor | None = None) -> torch.Tensor:
+        """How many entries are NaN or infinite as float32, (1,) on the device: does not wait.
+
+        With the law that A was drawn by, float32 (1, 4), they are counted only where its scale is
+        2^-100 or less, else there are 0.
+        """
+        found = torch.zeros(1, dtype=torch.int64, device=A.storage.device)
+        programs = min(ceil_div(A.size, _FLAT_ENTRIES), _FLAT_PROGRAMS)
+        with device_of(A):
+            gated.count_not_finite[(programs,)](
+                A.storage, found, laws, A.size, GATED=laws is not None, ENTRIES=_FLAT_ENTRIES
+            )
+        return found
+
     def _plan(self, A: Matrix, scoring: Scoring, skip: int = 0) -> Plan:
+        """How a matrix is cut into tiles."""
         if scoring.base == Base.MAGNITUDE:
-            columns = min(max(triton.next_power_of_2(A.n + skip), 8), self.entries)
-            return Plan(A, scoring, skip, self.entries // columns, columns, self.depth, warps=1)
+            # Twice the bytes, or shifted columns, take up twice the registers.
+            heavy = A.dtype == "float64" or skip > 0
+            entries = max(self.entries // 2, 8) if heavy else self.entries
+            columns = min(max(triton.next_power_of_2(A.n + skip), 8), entries)
+            return Plan(A, scoring, skip, entries // columns, columns, self.depth, warps=1)
         return Plan(A, scoring, skip, self.rows, self.columns, self.depth, warps=4)
 
     def _count_between(self, A: Matrix, plan: Plan, lowest: int, highest: int) -> torch.Tensor:
@@ -216,14 +253,17 @@ class GPUBackend:
         return table
 
     def _patterns(self, A: Matrix, scoring: Scoring) -> torch.Tensor:
+        """The bit patterns of the scores, int32 (m, n): does not wait."""
         out = torch.empty((A.m, A.n), dtype=torch.int32, device=A.storage.device)
         self._plan(A, scoring).launch(kernels.patterns, A.storage, out)
         return out
 
-    def _runs(self, A: Matrix, scoring: Scoring) -> Iterator[tuple[Matrix, Scoring]]:
-        """Runs of rows whose patterns take 1/64 of input and output together, or 8 MiB."""
+    def _runs(
+        self, A: Matrix, scoring: Scoring, longest: int = 1 << 62
+    ) -> Iterator[tuple[Matrix, Scoring]]:
+        """Runs of rows, patterns of which take 1/64 of input and output, or 8 MiB."""
         buffer_bytes = max(1 << 23, 2 * A.storage.nbytes // 64)
-        step = max(1, buffer_bytes // (4 * A.n))
+        step = min(max(1, buffer_bytes // (4 * A.n)), longest)
         for first in range(0, A.m, step):
             yield _part(A, scoring, slice(first, min(first + step, A.m)), slice(0, A.n))
 

@@ -53,8 +53,8 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def draws(row, quad, stream, k0, k1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The draws u in [0, 2^24) of a (ROWS, COLUMNS) tile, int32.
+def words(row, quad, stream, k0, k1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The words of the stream of a (ROWS, COLUMNS) tile, uint32.
 
     `row` int64 (ROWS, 1) is the logical row, `quad` uint32 (1, COLUMNS / 4) or, for two quads to a
     thread, (1, COLUMNS / 8): then each is the first of two. One Philox call serves four entries,
@@ -66,8 +66,13 @@ def draws(row, quad, stream, k0, k1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     if quad.shape[1] == COLUMNS // 8:
         v0, v1, v2, v3 = philox(quad + 1 + low * 0, low, high, stream + low * 0, k0, k1)
         w0, w1, w2, w3 = tl.join(w0, v0), tl.join(w1, v1), tl.join(w2, v2), tl.join(w3, v3)
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return (tl.reshape(words, (ROWS, COLUMNS)) >> 8).to(tl.int32)
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (ROWS, COLUMNS))
+
+
+@triton.jit
+def draws(row, quad, stream, k0, k1, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The draws u in [0, 2^24) of a tile, int32; see `words`."""
+    return (words(row, quad, stream, k0, k1, ROWS, COLUMNS) >> 8).to(tl.int32)
 
 
 @triton.jit
@@ -138,6 +143,14 @@ def corrected_quotient(dividend, t, y):
 
 
 @triton.jit
+def near_reciprocal(t):
+    """1 / t to a relative error of 2^-23, in one instruction."""
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [t], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def quotient(a, t, up, down):
     """a / (t / 2^24), float32, rounded as IEEE division rounds, without branches.
 
@@ -146,10 +159,19 @@ def quotient(a, t, up, down):
     not by t / 2^24, keeps the remainder a 2^24 - t q a multiple of the least subnormal: it does not
     underflow, and the result is right for subnormals too.
     """
-    y = tl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [t], dtype=tl.float32, is_pure=True, pack=1
-    )
-    return corrected_quotient(a * up, t, nearest_reciprocal(t, y)) * down
+    return corrected_quotient(a * up, t, nearest_reciprocal(t, near_reciprocal(t))) * down
+
+
+@triton.jit
+def quotient_of_bfloat16(a, t, up, down):
+    """As `quotient` for a bfloat16 number a, once the result is rounded to bfloat16.
+
+    Without the Newton step the float32 quotient is the other neighbour of a tie that lies within
+    2^-44 of it, relative. No quotient of an 8-bit significand by an integer up to 2^24 comes so
+    close to one of the ties beside a midpoint of bfloat16, where that would show: the tests go
+    through all of them.
+    """
+    return corrected_quotient(a * up, t, near_reciprocal(t)) * down
 
 
 @triton.jit
@@ -175,26 +197,13 @@ def rescaled(x, a, t, scale, LIMITED: tl.constexpr, NVIDIA: tl.constexpr):
             up, down = headroom(scale < _LARGE_SCALE)
         else:
             up, down = headroom(tl.abs(a) >= _LARGE)
-        value = quotient(a, t.to(tl.float32), up, down)
+        if x.dtype == tl.bfloat16:
+            value = quotient_of_bfloat16(a, t.to(tl.float32), up, down)
+        else:
+            value = quotient(a, t.to(tl.float32), up, down)
     else:
         value = tl.div_rn(a, tl.maximum(t, 1).to(tl.float32) * _UNIT_STEP)
     return value
-
-
-@triton.jit
-def kept_mask(u, t):
-    """-1 (all bits) where u < t, else 0, int32: such a mask selects and counts at once."""
-    return (u - t) >> 31
-
-
-@triton.jit
-def where_kept(mask, value):
-    """Values where the mask is set, else 0, whatever the value there is."""
-    if value.dtype == tl.float64:
-        selected = tl.where(mask != 0, value, 0.0)
-    else:
-        selected = (value.to(tl.int32, bitcast=True) & mask).to(tl.float32, bitcast=True)
-    return selected
 
 
 @triton.jit
@@ -207,3 +216,23 @@ def as_type(value, kind: tl.constexpr):
     else:
         rounded = value.to(kind)
     return rounded
+
+
+@triton.jit
+def where_kept(ahead, value, kind: tl.constexpr, NVIDIA: tl.constexpr):
+    """Values where `ahead` = u - t is negative, else 0, whatever the value there is; as `kind`.
+
+    On NVIDIA two 16-bit entries go as one: a permutation of bytes that repeats the signs of two
+    numbers makes the mask of both.
+    """
+    if NVIDIA and kind.primitive_bitwidth == 16:
+        selected = tl.inline_asm_elementwise(
+            "{ .reg .b32 mask; prmt.b32 mask, $2, $3, 0xffbb; and.b32 $0, $1, mask; }",
+            "=r,r,r,r", [as_type(value, kind), ahead], dtype=tl.int16, is_pure=True, pack=2,
+        ).to(kind, bitcast=True)  # fmt: skip
+    elif value.dtype == tl.float32:
+        masked = value.to(tl.int32, bitcast=True) & (ahead >> 31)
+        selected = as_type(masked.to(tl.float32, bitcast=True), kind)
+    else:
+        selected = tl.where(ahead < 0, value, 0.0).to(kind)
+    return selected

@@ -6,6 +6,7 @@ the disassembler. Run it without TRITON_INTERPRET, which turns kernels into plai
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spectral_kernels.gpu import kernels, rows
+from spectral_kernels.gpu import kernels, nm, packing, rows
+from spectral_kernels.gpu.plan import LOW_RANK_REGISTERS
 from spectral_kernels.laws import Base, Shape
 
 TARGETS = {
@@ -28,12 +30,14 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+MODULES = (kernels, nm, packing, rows)
 _ELEMENTS = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 #: Element types of pointers; None is that of the matrix. Other arguments carry annotations.
 _POINTERS: dict[str, str | None] = {
     "src": None, "out": None, "kept": "i64", "table": "i64", "left": "fp32", "right": "fp32",
     "row": "fp32", "column": "fp32", "laws": "fp32", "thresholds": "i32", "tie_stops": "i64",
-    "scores": "i32", "broken": "i32", "sums": "fp64",
+    "scores": "i32", "broken": "i32", "sums": "fp64", "counts": "i64",
+    "packed": "u8", "words": "i32", "starts": "i64", "columns": "i32", "values": None,
 }  # fmt: skip
 
 
@@ -57,8 +61,11 @@ class Variant:
     @property
     def entries(self) -> int:
         """Entries of the matrix that one thread handles in each turn of the loop."""
-        rows, columns = self.constants.get("ROWS", 1), self.constants["COLUMNS"]
-        return int(rows * columns) // (32 * self.warps)
+        sizes = {"ROWS": 1, "COLUMNS": 1, "TILE": 1, "WORDS": 32}
+        tile = [
+            self.constants[name] * each for name, each in sizes.items() if name in self.constants
+        ]
+        return int(math.prod(tile)) // (32 * self.warps)
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class Figures:
     """What the machine code of a variant holds; from an NVIDIA target.
 
     loop: instructions of its longest loop (a loop inside counts once); total: all of them; each
-    also for one entry. load_bits, store_bits: the widest global accesses in that loop. local_bytes
-    holds spilled registers.
+    also for one entry. load_bits, store_bits: the widest global accesses in that loop, or in all
+    where there is none. local_bytes holds spilled registers.
     """
 
     name: str
@@ -86,7 +93,8 @@ class Figures:
 def variants() -> Iterator[Variant]:
     """Every kernel with every dtype, and each law, base and vector of `sample` in two of them."""
     for dtype, size in _ELEMENTS.items():
-        tile = {"UNIT": 16 // size, "BASE": int(Base.MAGNITUDE), "ROWS": 1, "COLUMNS": 512,
+        columns = 512 if dtype == "fp64" else 1024
+        tile = {"UNIT": 16 // size, "BASE": int(Base.MAGNITUDE), "ROWS": 1, "COLUMNS": columns,
                 "DEPTH": 16, "DEPTHS": 0, "PRECISION": "tf32x3"}  # fmt: skip
         draw = {"SHAPE": int(Shape.L1), "BY_ROW": False, "RESCALE": True, "SKIP": 0}
         sample = Variant("sample", dtype, tile | draw, "l1-rescaled")
@@ -105,7 +113,19 @@ def variants() -> Iterator[Variant]:
         yield from others
         if dtype == "fp32":
             yield from (_low_rank(variant, Base.ALIGNED) for variant in others)
+        for keep, of in ((2, 4), (4, 8)):
+            groups = tile | {"COLUMNS": 512, "KEEP": keep, "OF": of}
+            yield Variant("keep_largest_of", dtype, groups, f"{keep}:{of}")
+            drawn = groups | {"SHAPE": int(Shape.L1), "RESCALE": True, "SKIP": 0}
+            yield Variant("sample_of", dtype, drawn, f"{keep}:{of}-rescaled")
+        yield Variant("pack_bits", dtype, {"UNIT": 16 // size, "WORDS": 64}, warps=4)
+        yield Variant("keep_bits", dtype, {"UNIT": 16 // size, "TILE": 1024}, warps=4)
+        yield Variant("count_rows", dtype, {"UNIT": 16 // size, "COLUMNS": 2048}, warps=4)
+        yield Variant("fill_rows", dtype, {"UNIT": 16 // size, "COLUMNS": 2048}, warps=4)
         yield Variant("row_l1", dtype, {"UNIT": 16 // size, "ROWS": 1, "COLUMNS": 1024}, warps=4)
+    product: dict[str, Any] = {"UNIT": 4, "ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "DEPTHS": 8}
+    product["PRECISION"] = "tf32x3"
+    yield Variant("masked_product", "fp32", product, "aligned", absent=(), warps=4)
     yield Variant("row_threshold", "fp32", {"COLUMNS": 4096}, warps=4)
 
 
@@ -127,17 +147,17 @@ def _sample_variants(sample: Variant) -> Iterator[Variant]:
             yield changed(f"{shape.name.lower()}-rescaled", SHAPE=int(shape))
     yield changed("l1", RESCALE=False)
     yield changed("l1-rescaled-vectors", ("left", "right"), BY_ROW=True)
-    yield changed("l1-rescaled-shifted", SKIP=3, UNIT=1)
-    yield changed("l1-rescaled-narrow", ROWS=16, COLUMNS=32)
+    yield changed("l1-rescaled-shifted", SKIP=3, UNIT=1, COLUMNS=512)
+    yield changed("l1-rescaled-narrow", ROWS=32, COLUMNS=32)
     for base in (Base.PRINCIPAL, Base.ALIGNED, Base.MIXTURE):
         yield _low_rank(changed("l1", RESCALE=False), base)
 
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Any:
     """The compiled kernel, as Triton returns it; starts no device."""
-    kernel = getattr(rows if variant.kernel.startswith("row_") else kernels, variant.kernel)
+    kernel = next(getattr(m, variant.kernel) for m in MODULES if hasattr(m, variant.kernel))
     constants = dict(variant.constants)
-    if variant.kernel == "sample":
+    if "NVIDIA" in kernel.arg_names:
         constants["NVIDIA"] = target.backend == "cuda"
     if target.backend != "cuda" and "PRECISION" in constants:
         constants["PRECISION"] = "ieee"
@@ -154,6 +174,8 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Any:
             signature[name] = parameter.annotation_type
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": variant.warps, "num_stages": 2, "enable_fp_fusion": False}
+    if "left" in kernel.arg_names and "left" not in variant.absent and target.backend == "cuda":
+        options["maxnreg"] = LOW_RANK_REGISTERS
     return triton.compile(source, target=target, options=options)
 
 
@@ -174,8 +196,8 @@ def figures(variant: Variant, compiled: Any) -> Figures:
         registers=found["REG"],
         local_bytes=found["STACK"] + found["LOCAL"],
         shared_bytes=compiled.metadata.shared,
-        load_bits=_width(body, "LDG"),
-        store_bits=_width(body, "STG"),
+        load_bits=_width(body or text, "LDG"),
+        store_bits=_width(body or text, "STG"),
         matrix_units=any("MMA.1" in line or "GMMA" in line for line in text),
     )
 
@@ -210,7 +232,7 @@ def _disassemble(cubin: bytes) -> tuple[list[str], tuple[int, int]]:
     for line in _tool("nvdisasm", "-c", cubin).splitlines():
         if label := re.match(r"(\.L_\w+):", line):
             labels[label[1]] = len(lines)
-        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)([^;]+?)\s*;", line):
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?!\s*NOP)([^;]+?)\s*;", line):
             lines.append(instruction[1])
     loops = [(0, 0)]
     for at, line in enumerate(lines):

@@ -8,8 +8,9 @@ src, out          the matrix, row-major, as a pointer
 m, units, UNIT    its rows, and its columns n = units * UNIT: Triton then knows that UNIT divides n,
                   and loads and stores 128 bits at a time where it may
 strip             rows to a program, a multiple of ROWS
-left, right, rank (m, rank) and (rank, n) float32: B = left @ right, made tile by tile on the matrix
-                  units, DEPTH columns of left at each of DEPTHS steps, with products of PRECISION
+left, right       (m, rank) and (rank, n) float32: B = left @ right, made tile by tile on the matrix
+                  units, DEPTH columns of left at each of DEPTHS steps, with products of PRECISION;
+                  rank is DEPTH * DEPTHS, what is short of it padded with zeros
 b_weight, a_weight, row, column
                   the weights of MIXTURE; the vectors of the score, float32, or None
 BASE, SHAPE       see `laws`
@@ -21,9 +22,7 @@ import triton.language as tl
 from spectral_kernels import budget as bg
 from spectral_kernels.gpu.blocks import (
     as_float32,
-    as_type,
     draws,
-    kept_mask,
     probability,
     rescaled,
     score,
@@ -58,7 +57,7 @@ def quad_sums(flags):
 
 @triton.jit
 def low_rank_tile(
-    left, right, rank, i, inside_rows, j, inside_columns, n,
+    left, right, i, inside_rows, j, inside_columns, n,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -66,15 +65,14 @@ def low_rank_tile(
     B = tl.zeros((ROWS, COLUMNS), tl.float32)
     depth = tl.arange(0, DEPTH)
     for step in range(DEPTHS):
-        k = step * DEPTH
-        inside = k + depth < rank
+        k = step * DEPTH + depth
         some_left = tl.load(
-            left + (i * rank)[:, None] + (k + depth)[None, :],
-            mask=inside_rows[:, None] & inside[None, :], other=0.0,
+            left + (i * (DEPTH * DEPTHS))[:, None] + k[None, :],
+            mask=inside_rows[:, None], other=0.0,
         )  # fmt: skip
         some_right = tl.load(
-            right + (k + depth).to(tl.int64)[:, None] * n + j[None, :],
-            mask=inside[:, None] & inside_columns[None, :], other=0.0,
+            right + k.to(tl.int64)[:, None] * n + j[None, :],
+            mask=inside_columns[None, :], other=0.0,
         )  # fmt: skip
         B = tl.dot(some_left, some_right, B, input_precision=PRECISION)
     return B
@@ -82,7 +80,7 @@ def low_rank_tile(
 
 @triton.jit
 def scored_tile(
-    src, i, last, n, j0, first, left, right, rank, b_weight, a_weight, row, column,
+    src, i, last, n, j0, first, left, right, b_weight, a_weight, row, column,
     BASE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -102,15 +100,18 @@ def scored_tile(
     if ROWS > 1:
         inside = inside & inside_rows[:, None]
     offsets = (i * n + j0)[:, None] + at[None, :]
-    x = tl.load(src + offsets, mask=inside, other=0.0)
-    a = as_float32(x)
     if BASE == _MAGNITUDE:
+        x = tl.load(src + offsets, mask=inside, other=0.0)
+        a = as_float32(x)
         s = score(a, a, b_weight, a_weight, BASE)
     else:
         b = low_rank_tile(
-            left, right, rank, i, inside_rows, j0 + at, inside_columns, n,
+            left, right, i, inside_rows, j0 + at, inside_columns, n,
             ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
+        # Loaded before the product, the entries would hold registers through it.
+        x = tl.load(src + offsets, mask=inside, other=0.0)
+        a = as_float32(x)
         s = score(a, b, b_weight, a_weight, BASE)
     if column is not None:
         s = tl.abs(s * tl.load(column + j0 + at, mask=inside_columns, other=0.0)[None, :])
@@ -135,10 +136,28 @@ def group_value(table, i, last, BY_ROW: tl.constexpr, STRIDE: tl.constexpr):
     return value
 
 
+@triton.jit
+def quads_of(quad_offset, j0, COLUMNS: tl.constexpr, BITS: tl.constexpr):
+    """The quads (1, ..) of the stream of COLUMNS columns from j0 on, as `words` takes them."""
+    # A thread stores 128 bits: of 16-bit entries, two quads.
+    QUADS: tl.constexpr = 2 if BITS == 16 else 1
+    first = (tl.cast(quad_offset, tl.int64) + j0 // 4).to(tl.uint32)
+    return (first + tl.arange(0, COLUMNS // (4 * QUADS)).to(tl.uint32) * QUADS)[None, :]
+
+
+@triton.jit
+def law_of(laws, i, last, BY_ROW: tl.constexpr):
+    """C, alpha, beta and scale of a group, see `group_value`."""
+    return (
+        group_value(laws, i, last, BY_ROW, 4), group_value(laws + 1, i, last, BY_ROW, 4),
+        group_value(laws + 2, i, last, BY_ROW, 4), group_value(laws + 3, i, last, BY_ROW, 4),
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["stream_id", "k0", "k1", "row_offset", "quad_offset"])
 def sample(
     src, out, kept, m: tl.int64, units: tl.int64, strip: tl.int32,
-    left, right, rank: tl.int32, b_weight: tl.float32, a_weight: tl.float32, row, column,
+    left, right, b_weight: tl.float32, a_weight: tl.float32, row, column,
     laws, row_offset: tl.int64, quad_offset: tl.int64,
     stream_id: tl.uint32, k0: tl.uint32, k1: tl.uint32,
     UNIT: tl.constexpr, BASE: tl.constexpr, SHAPE: tl.constexpr,
@@ -156,32 +175,26 @@ def sample(
     bit for bit, given the same B.
     """
     n, j0, start, last = strip_of(m, units, strip, UNIT, COLUMNS)
-    # A thread stores 128 bits: of 16-bit entries, two quads.
-    QUADS: tl.constexpr = 2 if src.dtype.element_ty.primitive_bitwidth == 16 else 1
-    quad = (tl.cast(quad_offset, tl.int64) + j0 // 4).to(tl.uint32)
-    quad = quad + tl.arange(0, COLUMNS // (4 * QUADS)).to(tl.uint32) * QUADS
+    quad = quads_of(quad_offset, j0, COLUMNS, src.dtype.element_ty.primitive_bitwidth)
     stream, k0, k1 = tl.cast(stream_id, tl.uint32), tl.cast(k0, tl.uint32), tl.cast(k1, tl.uint32)
+    LIMITED: tl.constexpr = BASE == _MAGNITUDE and row is None and column is None
+    if not BY_ROW:
+        C, alpha, beta, scale = law_of(laws, start, last, BY_ROW)
     count = tl.zeros((ROWS * COLUMNS // 4,), tl.int32)
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         x, a, s, offsets, inside = scored_tile(
-            src, i, last, n, j0, -SKIP, left, right, rank, b_weight, a_weight, row, column,
+            src, i, last, n, j0, -SKIP, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
-        scale = group_value(laws + 3, i, last, BY_ROW, 4)
-        t = probability(
-            s, group_value(laws, i, last, BY_ROW, 4), group_value(laws + 1, i, last, BY_ROW, 4),
-            group_value(laws + 2, i, last, BY_ROW, 4), scale, SHAPE,
-        )  # fmt: skip
-        u = draws((row_offset + i)[:, None], quad[None, :], stream, k0, k1, ROWS, COLUMNS)
-        mask = kept_mask(u, t)
-        LIMITED: tl.constexpr = BASE == _MAGNITUDE and row is None and column is None
-        if RESCALE:
-            value = rescaled(x, a, t, scale, LIMITED, NVIDIA)
-        else:
-            value = x if x.dtype == tl.float64 else a
-        tl.store(out + offsets, as_type(where_kept(mask, value), x.dtype), mask=inside)
-        count -= quad_sums(mask)
+        if BY_ROW:
+            C, alpha, beta, scale = law_of(laws, i, last, BY_ROW)
+        t = probability(s, C, alpha, beta, scale, SHAPE)
+        u = draws((row_offset + i)[:, None], quad, stream, k0, k1, ROWS, COLUMNS)
+        ahead = u - t
+        value = rescaled(x, a, t, scale, LIMITED, NVIDIA) if RESCALE else x
+        tl.store(out + offsets, where_kept(ahead, value, x.dtype, NVIDIA), mask=inside)
+        count -= quad_sums(ahead >> 31)
         start += ROWS
     tl.atomic_add(kept, tl.sum(count).to(tl.int64), sem="relaxed")
 
@@ -189,7 +202,7 @@ def sample(
 @triton.jit
 def keep_largest(
     src, out, kept, m: tl.int64, units: tl.int64, strip: tl.int32,
-    left, right, rank: tl.int32, b_weight: tl.float32, a_weight: tl.float32, row, column,
+    left, right, b_weight: tl.float32, a_weight: tl.float32, row, column,
     thresholds, tie_stops,
     UNIT: tl.constexpr, BASE: tl.constexpr, BY_ROW: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -206,7 +219,7 @@ def keep_largest(
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         x, a, s, offsets, inside = scored_tile(
-            src, i, last, n, j0, 0, left, right, rank, b_weight, a_weight, row, column,
+            src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
         threshold = group_value(thresholds, i, last, BY_ROW, 1).to(tl.uint32, bitcast=True)
@@ -225,7 +238,7 @@ def keep_largest(
 @triton.jit(do_not_specialize=["copies"])
 def histogram(
     src, table, copies: tl.int32, m: tl.int64, units: tl.int64, strip: tl.int32,
-    left, right, rank: tl.int32, b_weight: tl.float32, a_weight: tl.float32, row, column,
+    left, right, b_weight: tl.float32, a_weight: tl.float32, row, column,
     UNIT: tl.constexpr, BASE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
@@ -242,7 +255,7 @@ def histogram(
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         _, _, s, _, _ = scored_tile(
-            src, i, last, n, j0, 0, left, right, rank, b_weight, a_weight, row, column,
+            src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
         pattern = patterns_of(s)
@@ -254,7 +267,7 @@ def histogram(
 @triton.jit(do_not_specialize=["cut"])
 def refine(
     src, table, cut: tl.int32, m: tl.int64, units: tl.int64, strip: tl.int32,
-    left, right, rank: tl.int32, b_weight: tl.float32, a_weight: tl.float32, row, column,
+    left, right, b_weight: tl.float32, a_weight: tl.float32, row, column,
     UNIT: tl.constexpr, BASE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
@@ -267,7 +280,7 @@ def refine(
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         _, _, s, _, _ = scored_tile(
-            src, i, last, n, j0, 0, left, right, rank, b_weight, a_weight, row, column,
+            src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
         pattern = patterns_of(s)
@@ -281,7 +294,7 @@ def refine(
 def count_between(
     src, table, lowest: tl.uint32, highest: tl.uint32,
     m: tl.int64, units: tl.int64, strip: tl.int32,
-    left, right, rank: tl.int32, b_weight: tl.float32, a_weight: tl.float32, row, column,
+    left, right, b_weight: tl.float32, a_weight: tl.float32, row, column,
     UNIT: tl.constexpr, BASE: tl.constexpr, WHOLE_ROWS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
@@ -297,7 +310,7 @@ def count_between(
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         _, _, s, _, inside = scored_tile(
-            src, i, last, n, j0, 0, left, right, rank, b_weight, a_weight, row, column,
+            src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
         pattern = patterns_of(s)
@@ -313,7 +326,7 @@ def count_between(
 @triton.jit
 def patterns(
     src, out, m: tl.int64, units: tl.int64, strip: tl.int32,
-    left, right, rank: tl.int32, b_weight: tl.float32, a_weight: tl.float32, row, column,
+    left, right, b_weight: tl.float32, a_weight: tl.float32, row, column,
     UNIT: tl.constexpr, BASE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
@@ -323,7 +336,7 @@ def patterns(
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         _, _, s, offsets, inside = scored_tile(
-            src, i, last, n, j0, 0, left, right, rank, b_weight, a_weight, row, column,
+            src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
         tl.store(out + offsets, s.to(tl.int32, bitcast=True), mask=inside)

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from spectral_kernels.backend import Matrix, Scoring
 from spectral_kernels.gpu.blocks import INTERPRETED
+from spectral_kernels.laws import Base
 
 #: The second axis of a CUDA grid.
 _MAX_STRIPS = 65535
 #: Programs that fill a large device several times over; from there on strips get longer.
 _PROGRAMS = 1 << 15
 _MAX_TILES = 16
+#: Of a thread that makes B: three programs of 128 threads fit into the 65,536 of a multiprocessor.
+LOW_RANK_REGISTERS = 168
 
 
 def ceil_div(count: int, size: int) -> int:
@@ -35,6 +39,17 @@ def device_of(A: Matrix) -> Any:
 def vector_unit(A: Matrix) -> int:
     """The most entries of 128 bits that divide a row."""
     return math.gcd(A.n, 16 // A.storage.element_size())
+
+
+def padded_factors(
+    left: torch.Tensor, right: torch.Tensor, depth: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """left (m, k), right (k, n) with zeros up to a multiple of `depth`, and which it is."""
+    depths = ceil_div(left.shape[1], depth)
+    missing = depths * depth - left.shape[1]
+    if missing:
+        left, right = pad(left, (0, missing)), pad(right, (0, 0, 0, missing))
+    return left, right, depths
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,9 @@ class Plan:
         last = min((tile + 1) * self.columns, self.A.n)
         return slice(i, i + 1), slice(tile * self.columns, last)
 
-    def launch(self, kernel: Any, *arrays: Any, **arguments: Any) -> None:
+    def launch(
+        self, kernel: Any, *arrays: Any, grid: tuple[int, ...] | None = None, **arguments: Any
+    ) -> None:
         """Run a kernel; `arrays` are the arguments before m, `arguments` those of its own."""
         scoring, device, unit = self.scoring, self.A.storage.device, vector_unit(self.A)
         b_weight, a_weight = scoring.weights
@@ -106,13 +123,20 @@ class Plan:
             for each in (scoring.left, scoring.right, scoring.row, scoring.column)
         )
         names = kernel.arg_names[: len(arrays)]
-        rank = 0 if left is None else left.shape[1]
+        depths = 0
+        if left is not None and right is not None:
+            left, right, depths = padded_factors(left, right, self.depth)
         with device_of(self.A):
-            kernel[self.grid](
+            kernel[grid or self.grid](
                 **dict(zip(names, arrays, strict=True)), m=self.A.m, units=self.A.n // unit,
-                strip=self.strip, left=left, right=right, rank=rank, b_weight=b_weight,
-                a_weight=a_weight, row=row, column=column, UNIT=unit, BASE=int(scoring.base),
-                ROWS=self.rows, COLUMNS=self.columns, DEPTH=self.depth,
-                DEPTHS=ceil_div(rank, self.depth), PRECISION="tf32x3" if has_nvidia() else "ieee",
-                num_warps=self.warps, num_stages=2, enable_fp_fusion=False, **arguments,
+                strip=self.strip, left=left, right=right, b_weight=b_weight, a_weight=a_weight,
+                row=row, column=column, UNIT=unit, BASE=int(scoring.base), ROWS=self.rows,
+                COLUMNS=self.columns, DEPTH=self.depth, DEPTHS=depths,
+                PRECISION="tf32x3" if has_nvidia() else "ieee", num_warps=self.warps, num_stages=2,
+                enable_fp_fusion=False, **self._registers(), **arguments,
             )  # fmt: skip
+
+    def _registers(self) -> dict[str, int]:
+        """The bound on a thread's registers where B is made: three programs then run at once."""
+        bounded = self.scoring.base != Base.MAGNITUDE and has_nvidia()
+        return {"maxnreg": LOW_RANK_REGISTERS} if bounded else {}
