@@ -12,9 +12,14 @@ print(se.spectra(model))
 from spectral_engine.comparison import Comparison, LayerErrors, compare
 from spectral_engine.errors import Errors, errors
 from spectral_engine.files import prune_file
+from spectral_engine.layer_views import View, register_layer
 from spectral_engine.layers import Skipped
+from spectral_engine.mask import Mask
+from spectral_engine.masks import apply_masks, finalize, mask_zeros, masks
+from spectral_engine.pruner import Pruner, Round, SpectrumCollapse
 from spectral_engine.pruning import prune
 from spectral_engine.report import LayerReport, PruneReport
+from spectral_engine.schedules import Constant, Cubic, Iterative, OneShot, Schedule
 from spectral_engine.single import Sparsified, SparsifyReport, sparsify
 from spectral_engine.spectra import Spectrum, spectra, spectrum
 from spectral_engine.spectra_table import LayerSpectrum, Spectra
@@ -24,24 +29,39 @@ from spectral_engine.tracker import SpectrumTracker
 __version__ = "0.1.0"
 __all__ = [
     "Comparison",
+    "Constant",
+    "Cubic",
     "Errors",
+    "Iterative",
     "LayerErrors",
     "LayerReport",
     "LayerSpectrum",
+    "Mask",
+    "OneShot",
     "PowerLaw",
     "PruneReport",
+    "Pruner",
+    "Round",
+    "Schedule",
     "Skipped",
     "Sparsified",
     "SparsifyReport",
     "Spectra",
     "Spectrum",
+    "SpectrumCollapse",
     "SpectrumTracker",
     "Statistics",
+    "View",
     "__version__",
+    "apply_masks",
     "compare",
     "errors",
+    "finalize",
+    "mask_zeros",
+    "masks",
     "prune",
     "prune_file",
+    "register_layer",
     "sparsify",
     "spectra",
     "spectrum",

@@ -29,7 +29,28 @@ import numpy as np
 from spectral_kernels import LAW_NAMES
 from spectral_kernels.laws import LawName, ScoreName
 
-REFITS = ("scale",)
+
+@dataclass(frozen=True)
+class Refit:
+    """Whether a refit needs calibration inputs, and whether it may choose the mask itself.
+
+    copies: how many matrices of the moments' size it works in, beside the moments.
+    """
+
+    needs_inputs: bool = False
+    own_mask: bool = False
+    copies: int = 1
+
+
+#: How kept entries are adjusted, see `refit`. Those that may choose the mask do so where the method
+#: is "magnitude" and nothing is drawn; elsewhere they adjust the method's.
+REFITS: dict[str, Refit] = {
+    "scale": Refit(),
+    "spectral": Refit(),
+    "least-squares": Refit(needs_inputs=True),
+    "sparsegpt": Refit(needs_inputs=True, own_mask=True, copies=3),
+    "admm": Refit(needs_inputs=True, own_mask=True, copies=4),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,17 @@ class Method:
     def needs_low_rank(self) -> bool:
         """Whether the score is made from a truncated SVD."""
         return self.score != "magnitude"
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether the refit needs calibration inputs."""
+        return self.refit is not None and REFITS[self.refit].needs_inputs
+
+    @property
+    def refit_chooses(self) -> bool:
+        """Whether the refit chooses the mask too."""
+        own = self.refit is not None and REFITS[self.refit].own_mask
+        return own and self.score == "magnitude" and self.law == "threshold"
 
 
 PRESETS: dict[str, Method] = {
@@ -99,7 +131,7 @@ def resolve(
             raise ValueError(f"mixture: expected the magnitude's share, in [0, 1]; got {mixture!r}")
         score: ScoreName = "mixture" if mixture > 0.0 else "principal"
         chosen = replace(chosen, score=score, mixture=float(mixture))
-    if refit is not None and refit not in REFITS:
+    if refit is not None and (not isinstance(refit, str) or refit not in REFITS):
         raise ValueError(f"refit: expected None or one of {', '.join(REFITS)}; got {refit!r}")
     return replace(chosen, law_parameter=law_parameter, refit=refit)
 

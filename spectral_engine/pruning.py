@@ -1,24 +1,38 @@
 """Prune a model in place."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from spectral_kernels import stream_id
+from spectral_kernels.patterns import NM, check_divides, parse_pattern
 from torch import nn
 
-from spectral_engine.layers import Layer, Selector, find_layers, require_ready
+from spectral_engine.allocation import Goal, mean_sparsity
+from spectral_engine.batches import batch_errors, sparsify_each, sparsify_stacked
+from spectral_engine.calibration import MAX_BYTES, Calibrated, Calibration
+from spectral_engine.forward_passes import Forward
+from spectral_engine.layers import Layer, find_layers, require_ready
+from spectral_engine.mask import mask_of
+from spectral_engine.masks import keep_zeros
+from spectral_engine.masks import masks as current_masks
 from spectral_engine.matrices import check_rank
-from spectral_engine.methods import resolve
+from spectral_engine.methods import REFITS, Method, resolve
+from spectral_engine.moments import Moments
+from spectral_engine.originals import restored_on_error
+from spectral_engine.output_bias import add_to_bias, bias_of
 from spectral_engine.report import LayerReport, PruneReport, layer_report
-from spectral_engine.single import Sparsified, sparsify
+from spectral_engine.selection import Selector
+from spectral_engine.single import DEFAULT_SPARSITY, Sparsified, given, sparsify
 
 
 def prune(
     model: nn.Module,
     method: str = "magnitude",
-    sparsity: float = 0.9,
+    sparsity: float | None = DEFAULT_SPARSITY,
     *,
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
@@ -28,23 +42,62 @@ def prune(
     rescale: bool | None = None,
     mixture: float | None = None,
     refit: str | None = None,
+    calibration: Any = None,
+    forward: Forward | None = None,
+    bias_correction: bool = False,
+    sequential: bool | None = None,
+    asymmetric: bool = False,
+    max_bytes: int = MAX_BYTES,
     seed: int = 0,
     group: str = "tensor",
+    pattern: str | None = None,
+    allocation: str = "uniform",
+    floor: float | None = None,
+    max_error: float | None = None,
+    split: Mapping[str, Sequence[str] | Mapping[str, int]] | None = None,
+    masks: bool = True,
     measure: bool = False,
     progress: Callable[[LayerReport], None] | None = None,
 ) -> PruneReport:
-    """Sparsify the weights of a model in place, each to `sparsity`.
+    """Sparsify the weights of a model in place, by default each to `sparsity`.
 
     Args:
-        model: its Linear, Conv1d, Conv2d and Conv3d weights are seen as (out, -1). A weight that
-            several modules share is pruned once, if one of its names is among `targets` and none
-            is in `ignore`.
-        method, sparsity, law, law_parameter, rescale, mixture, refit, group: see `sparsify`.
-        targets, ignore: class names ("Linear"), globs over names ("encoder.*") or "re:..."; by
-            default every prunable weight. What is left alone is in `report.skipped`, with the
-            reason; a pattern that matches nothing is in `report.unmatched`.
+        model: its weights are seen as the matrices that `layer_views` lists; `register_layer` adds
+            to the list. A weight that several modules share is pruned once, if one of its names
+            is among `targets` and none is in `ignore`. Zeros that a mask keeps stay zero.
+        method, sparsity, law, law_parameter, rescale, mixture, refit, group, pattern: see
+            `sparsify`. The pattern must divide every weight.
+        allocation: how the layers share the budget, "uniform", "global", "erk" or "spectral"; the
+            magnitudes of the weights decide, whatever the method scores by; see `allocation`.
+        floor: the least density of a layer; by default a tenth of that of all of them.
+        max_error: instead of a sparsity, the most that ||S - A||_F / ||A||_F may be: of each layer
+            with allocation "uniform", of all, as a root mean square, with "spectral". It holds for
+            "magnitude" as it is; every other method, group, pattern or refit leaves more.
+        targets, ignore: class names ("Linear"), globs over names ("encoder.*", "lstm.*[[]cell]"),
+            names as they are in a report, or "re:..."; by default every weight, output heads
+            included, but no embedding that is not tied to one. What is left alone is in
+            `report.skipped`, with the reason; a pattern that matches nothing in `report.unmatched`.
+        calibration: batches of the model's inputs, an iterable that can be gone through several
+            times; a batch is a tensor, a dictionary, or a tuple or list whose leading items are
+            forward's arguments. Scores are then weighed with the root mean square of each input
+            feature, and refits can fit the outputs; see `sparsify`. Layers whose inputs cannot be
+            seen (see `layer_inputs`) are pruned without, and say so in the report.
+        forward: called as forward(model, batch) instead of the model, for other batches.
+        bias_correction: also change biases so that each layer's mean output stays.
+        sequential: True takes a layer's inputs from the model with the layers before it pruned,
+            one pass a layer, in the memory of the largest layer's moments and as much again (refits
+            "sparsegpt" and "admm" take more); False from the dense model, in one pass, which holds
+            all layers' moments at once. By default False where that takes no more memory.
+        asymmetric: fit what the layer gives in the dense model, of which a copy is held meanwhile.
+        max_bytes: of moments and their working memory.
         rank: of spectral scores; a layer with min(m, n) under it uses min(m, n).
-        seed: with the parameter's name, whose hash is the stream, it fixes all draws.
+        seed: with the layer's name, whose hash is the stream, it fixes all draws. To draw again
+            from what an earlier pruning kept, take another: under the same one it is kept again.
+        split: weights that are several matrices, one above the other: a pattern over names to the
+            names of equal parts, {"*.qkv": ("q", "k", "v")}, or to their numbers of rows,
+            {"*.qkv": {"q": 64, "k": 16, "v": 16}}.
+        masks: whether the zeros stay zero from now on, through any optimizer and any copy; see
+            `masks`, `finalize`. Without, what is zero now may be trained away.
         measure: also compare spectra before and after, which takes longer than pruning.
         progress: called with each layer's row as it is done.
 
@@ -52,48 +105,106 @@ def prune(
         TypeError, ValueError: name the argument, what was expected and what came. All arguments
             and weights are checked before the first weight is changed; float16 weights are tried
             where a method may overflow them, and drawn again, the same, when their turn comes.
+            With calibration, an error on the way brings back all that was changed.
     """
     start = time.perf_counter()
     options: dict[str, Any] = {
         "law": law, "law_parameter": law_parameter, "rescale": rescale, "mixture": mixture,
-        "refit": refit, "seed": seed, "group": group,
+        "refit": refit, "bias_correction": bias_correction, "seed": seed, "group": group,
+        "pattern": pattern,
     }  # fmt: skip
-    report = start_report(method, sparsity, rank, options)
+    if not isinstance(masks, bool):
+        raise TypeError(f"masks: expected True or False; got {masks!r}")
+    goal = Goal.of(given(sparsity), DEFAULT_SPARSITY, pattern, allocation, floor, max_error)
+    report = start_report(method, goal, rank, options, calibration is not None)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     selector = Selector.of(targets, ignore)
-    layers, report.skipped = find_layers(model, selector)
+    masked = {id(mask.parameter) for mask in current_masks(model).values()}
+    layers, report.skipped = find_layers(model, selector, split)
     report.unmatched = selector.unmatched
     if not layers:
         raise ValueError(
             f"targets: no prunable weight is left with targets={targets!r}, ignore={ignore!r}; "
-            "expected a class name, a glob or 're:...' that matches a Linear or Conv layer"
+            "expected a class name, a glob or 're:...' that matches a weight of a known layer"
         )
-    require_ready(layers)
-    if report.options["rescale"] or refit is not None:
-        for layer in layers:
-            if layer.parameter.dtype == torch.float16:
-                _sparsify_layer(layer, method, sparsity, rank, options)
-    for layer in layers:
-        row = _prune_layer(layer, method, sparsity, rank, measure, options)
-        report.layers.append(row)
-        if progress is not None:
-            progress(row)
+    require_ready(layers, masked)
+    if pattern is not None:
+        _require_divisible(layers, pattern)
+    shares = goal.sparsities(
+        (layer.name, layer.matrices, tuple(layer.weight.shape)) for layer in layers
+    )
+    if goal.sparsity is None:
+        report.requested = mean_sparsity((shares[one.name], one.weight.numel()) for one in layers)
+    steps: Iterable[Calibrated] = [Calibrated(layer, None) for layer in layers]
+    if calibration is not None:
+        steps = inputs = Calibration(
+            model, layers, calibration, forward, sequential, asymmetric, max_bytes,
+            bias_correction, 1 if refit is None else REFITS[refit].copies,
+        )  # fmt: skip
+        report.options |= {"sequential": inputs.sequential, "asymmetric": asymmetric}
+    elif report.options["rescale"] or refit is not None:
+        for step in steps:
+            if step.layer.parameter.dtype == torch.float16:
+                _sparsify_layer(step, method, shares[step.layer.name], rank, options)
+    done: list[Layer] = []
+    try:
+        with nullcontext(_ignore) if calibration is None else restored_on_error(done) as save:
+            for step in steps:
+                share = shares[step.layer.name]
+                row = _prune_layer(step, method, share, rank, measure, options, save)
+                done.append(step.layer)
+                report.layers.append(row)
+                if progress is not None:
+                    progress(row)
+    finally:
+        if masks:
+            keep_zeros(done)
     report.seconds = time.perf_counter() - start
     return report
 
 
+def _require_divisible(layers: Sequence[Layer], pattern: str) -> None:
+    for layer in layers:
+        m, n = layer.matrices().shape[-2:]
+        try:
+            check_divides(parse_pattern(pattern), m, n)
+        except ValueError as error:
+            raise ValueError(
+                f"model: {layer.name}: {error}; name it in ignore to leave it as it is"
+            ) from error
+
+
+def _method(method: str, options: dict[str, Any]) -> Method:
+    names = ("law", "law_parameter", "rescale", "mixture", "refit")
+    return resolve(method, **{name: options[name] for name in names})
+
+
+def _ignore(_: torch.Tensor) -> None:
+    """Nothing is saved where nothing will be brought back."""
+
+
 def start_report(
-    method: str, sparsity: float, rank: int | None, options: dict[str, Any]
+    method: str,
+    goal: Goal,
+    rank: int | None,
+    options: dict[str, Any],
+    calibrated: bool = False,
 ) -> PruneReport:
     """A report with no layers yet, once the arguments of `sparsify` have been checked.
 
-    They are tried on a 1 x 1 matrix, so that a mistake shows before anything is touched.
+    They are tried on a matrix of one row, so that a mistake shows before anything is touched.
     """
     rank = None if rank is None else check_rank(rank)
-    overrides = {key: value for key, value in options.items() if key not in ("seed", "group")}
-    chosen = resolve(method, **overrides)
-    sparsify(torch.zeros(1, 1), method, sparsity, **options)
+    chosen = _method(method, options)
+    trial = dict(options)
+    columns = 1
+    if options["pattern"] is not None:
+        parsed = parse_pattern(options["pattern"])
+        columns = parsed.of if isinstance(parsed, NM) else 1
+        trial["pattern"] = str(parsed) if isinstance(parsed, NM) else "1x1"
+    trial["inputs"] = torch.ones(1, columns) if calibrated else None
+    sparsify(torch.zeros(1, columns), method, goal.sparsity, **trial)
     used = {
         "rank": rank,
         "law_parameter": chosen.law_parameter,
@@ -101,35 +212,82 @@ def start_report(
         "mixture": chosen.mixture,
         "refit": chosen.refit,
         "group": options["group"],
+        "pattern": options["pattern"],
+        **goal.options,
+        **({"bias_correction": options["bias_correction"]} if calibrated else {}),
     }
-    return PruneReport(chosen.name, chosen.law, float(sparsity), int(options["seed"]), used)
+    return PruneReport(chosen.name, chosen.law, goal.sparsity or 0.0, int(options["seed"]), used)
 
 
 def _sparsify_layer(
-    layer: Layer, method: str, sparsity: float, rank: int | None, options: dict[str, Any]
+    step: Calibrated, method: str, sparsity: float, rank: int | None, options: dict[str, Any]
 ) -> Sparsified:
-    weight = layer.parameter.detach()
-    rank, stream = clamp_rank(rank, weight), stream_id(layer.name)
+    """The layer's matrices, sparse; an entry that a mask keeps zero stays zero."""
+    layer, moments = step.layer, step.moments
+    weight = layer.matrices()
+    rank = clamp_rank(rank, weight[0] if layer.view.batch else weight)
+    chosen = _method(method, options)
+    options = {**options, "bias_correction": step.bias_correction}
+    if chosen.needs_inputs and moments is None:
+        chosen, options = replace(chosen, refit=None), {**options, "refit": None}
+
+    def one(matrix: torch.Tensor, stream: int, inputs: Moments | None) -> Sparsified:
+        given = {**options, "inputs": inputs}
+        return sparsify(matrix, method, sparsity, rank=rank, stream=stream, **given)
+
+    def by_magnitude(matrix: torch.Tensor, stream: int, inputs: Moments | None) -> Sparsified:
+        rescale = chosen.rescale if chosen.law != "threshold" else None
+        same = {**options, "law": chosen.law, "rescale": rescale, "mixture": None}
+        return sparsify(matrix, "magnitude", sparsity, stream=stream, **same)
+
+    alone = moments is None and chosen.refit is None
     try:
-        return sparsify(weight, method, sparsity, rank=rank, stream=stream, **options)
+        if not layer.view.batch:
+            out = one(weight, stream_id(layer.name), moments)
+        elif alone and not chosen.needs_low_rank:
+            out = sparsify_stacked(weight, one, layer.name)
+        elif alone and min(weight.shape[1:]) == 1:
+            out = sparsify_stacked(weight, by_magnitude, layer.name)
+        else:
+            out = sparsify_each(weight, one, layer.name, moments)
     except ValueError as error:
         raise ValueError(f"model: {layer.name}: {error}") from error
+    mask = mask_of(layer.parameter)
+    if mask is None:
+        return out
+    out.weight.masked_fill_(~layer.as_matrices(mask.unpack()), 0)
+    nnz = int(torch.count_nonzero(out.weight))
+    sparsity = 1.0 - nnz / out.report.size
+    return replace(out, report=replace(out.report, nnz=nnz, sparsity=sparsity))
 
 
 def _prune_layer(
-    layer: Layer,
+    step: Calibrated,
     method: str,
     sparsity: float,
     rank: int | None,
     measure: bool,
     options: dict[str, Any],
+    save: Callable[[torch.Tensor], None],
 ) -> LayerReport:
-    out = _sparsify_layer(layer, method, sparsity, rank, options)
-    errors = out.report.errors if measure else None
-    weight = layer.parameter.detach()
-    row = layer_report(layer.name, weight, out.report, errors, layer.shared_with)
-    with torch.no_grad():
-        weight.copy_(out.weight)
+    layer = step.layer
+    out = _sparsify_layer(step, method, sparsity, rank, options)
+    errors = None
+    if measure:
+        batch = layer.view.batch
+        errors = batch_errors(layer.matrices(), out.weight) if batch else out.report.errors
+    row = layer_report(layer.name, layer.weight, out.report, errors, layer.shared_with)
+    row = replace(
+        row,
+        samples=None if step.moments is None else step.moments.count,
+        uncalibrated=step.reason,
+    )
+    save(layer.parameter)
+    layer.write(out.weight)
+    bias = bias_of(layer)
+    if out.bias is not None and bias is not None:
+        save(bias)
+        add_to_bias(layer, out.bias)
     return row
 
 

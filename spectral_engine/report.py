@@ -25,6 +25,9 @@ class LayerReport:
 
     spectral, frobenius and singular_values (mean over the leading values) are relative errors,
     None where they were not asked for. shared_with are the other names of the same weight.
+    requested: the sparsity that was asked of this layer, its share of the allocation.
+    samples: calibration inputs seen; None without, and then `uncalibrated` says why if some were
+    given.
     """
 
     name: str
@@ -40,6 +43,9 @@ class LayerReport:
     frobenius: float | None = None
     singular_values: float | None = None
     shared_with: tuple[str, ...] = ()
+    samples: int | None = None
+    uncalibrated: str | None = None
+    requested: float | None = None
 
 
 def layer_report(
@@ -61,6 +67,7 @@ def layer_report(
         frobenius=None if errors is None else errors.frobenius,
         singular_values=None if errors is None else errors.mean_singular_value,
         shared_with=tuple(shared_with),
+        requested=report.requested,
     )
 
 
@@ -152,9 +159,13 @@ class PruneReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table()
         for reason, group in groupby(sorted(self.skipped, key=_reason), key=_reason):
-            names = [skipped.name for skipped in group]
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            shown = _shortened([skipped.name for skipped in group])
             yield plain_text(f"left alone, {reason}: {shown}")
+        uncalibrated = [layer for layer in self.layers if layer.uncalibrated is not None]
+        for reason, layers in groupby(
+            sorted(uncalibrated, key=_why_uncalibrated), key=_why_uncalibrated
+        ):
+            yield plain_text(f"not calibrated, {reason}: {_shortened([x.name for x in layers])}")
         for pattern in self.unmatched:
             yield plain_text(f"matched no weight: {pattern}")
 
@@ -164,6 +175,14 @@ class PruneReport:
 
 def _reason(skipped: Skipped) -> str:
     return skipped.reason
+
+
+def _why_uncalibrated(layer: LayerReport) -> str:
+    return layer.uncalibrated or ""
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _plain(value: Any) -> Any:

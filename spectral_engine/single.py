@@ -6,25 +6,30 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import spectral_kernels
 import torch
-from numpy.typing import NDArray
-from spectral_kernels.norms import spectral_norm
+from spectral_kernels.patterns import pattern_sparsity
 from spectral_kernels.svd import randomized_svd
 
 from spectral_engine.errors import Errors, errors
-from spectral_engine.matrices import (
-    as_matrix,
-    as_tensor,
-    check_rank,
-    frobenius_norm,
-    largest_magnitude,
-)
+from spectral_engine.matrices import as_matrix, as_tensor, check_rank, frobenius_norm
 from spectral_engine.methods import Method, resolve
+from spectral_engine.moments import Moments
+from spectral_engine.refit import Budget, bias_shift, refitted
 
+
+class Default(float):
+    """The default of an argument: a number that can be told from the same one given by a user."""
+
+
+DEFAULT_SPARSITY = Default(0.9)
 #: The rank of a spectral score where none is given, as a share of min(m, n).
 DEFAULT_RANK_SHARE = 0.5
+
+
+def given(sparsity: float | None) -> float | None:
+    """The argument as the user gave it, None if it was left out."""
+    return None if isinstance(sparsity, Default) else sparsity
 
 
 @dataclass
@@ -32,7 +37,8 @@ class SparsifyReport:
     """What was done to one matrix, and how well it went.
 
     sparsity is the fraction of zeros reached, `requested` the one asked for; c is that of
-    p = min(1, c g(s)), or the threshold; rank is that of the score, None if it needs none.
+    p = min(1, c g(s)), or the threshold, nan under a pattern "N:M", where each group has its own;
+    rank is that of the score, None if it needs none.
     seconds: wall time, the truncated SVD included, compilation of first use too.
     """
 
@@ -47,6 +53,7 @@ class SparsifyReport:
     size: int
     c: float
     seconds: float
+    pattern: str | None
     _pair: tuple[Any, Any] = field(repr=False)
 
     @cached_property
@@ -71,15 +78,20 @@ class SparsifyReport:
             "size": self.size,
             "c": self.c,
             "seconds": self.seconds,
+            "pattern": self.pattern,
         }
 
 
 @dataclass(frozen=True)
 class Sparsified:
-    """A sparsified array; `weight` has the kind, dtype, shape and device of the input."""
+    """A sparsified array; `weight` has the kind, dtype, shape and device of the input.
+
+    bias: with `bias_correction`, what to add to the layer's bias, a float64 tensor (m,); else None.
+    """
 
     weight: Any
     report: SparsifyReport
+    bias: torch.Tensor | None = None
 
     @property
     def mask(self) -> Any:
@@ -100,7 +112,7 @@ class Sparsified:
 def sparsify(
     weight: Any,
     method: str = "magnitude",
-    sparsity: float = 0.9,
+    sparsity: float | None = DEFAULT_SPARSITY,
     *,
     rank: int | None = None,
     law: str | None = None,
@@ -109,9 +121,11 @@ def sparsify(
     mixture: float | None = None,
     refit: str | None = None,
     inputs: Any = None,
+    bias_correction: bool = False,
     seed: int = 0,
     stream: int = 0,
     group: str = "tensor",
+    pattern: str | None = None,
 ) -> Sparsified:
     """A sparse copy of `weight` with nearly its spectrum.
 
@@ -119,19 +133,27 @@ def sparsify(
         weight: NumPy array, torch tensor (CPU or CUDA) or CuPy array of two or more dimensions,
             float16, bfloat16, float32 or float64; seen as the matrix (shape[0], -1).
         method: "magnitude", "randomized", "principal" or "aligned"; see `methods`.
-        sparsity: fraction of zeros, in [0, 1). Exact where the method keeps the largest; where it
-            draws, the expected count is within 1e-3 and the count itself within sampling noise.
+        sparsity: fraction of zeros, in [0, 1), by default 0.9. Exact where the method keeps the
+            largest; where it draws, the expected count is within 1e-3 and the count itself within
+            sampling noise. A pattern "N:M" has one of its own, (M - N) / M.
         rank: of B for "principal" and "aligned"; by default half of min(m, n).
         law, law_parameter, rescale: override the method's own; laws are in
             `spectral_kernels.laws`, with formulas and sources.
         mixture: for "principal", the magnitude's share t (by default 1/2, see `methods`) in
             s^2 = (1 - t) B^2 / ||B||_F^2 + t A^2 / ||A||_F^2.
-        refit: None, or "scale": the kept entries times the one scalar that restores sigma_1.
-        inputs: calibration inputs (..., n) of the layer; each score is multiplied by the root
-            mean square of its input feature, which makes "magnitude" by row into Wanda
-            (arXiv 2306.11695).
+        refit: None, or how the kept entries are adjusted: "scale", "spectral", and with `inputs`
+            "least-squares", "sparsegpt" and "admm", of which the last two choose their own mask
+            where the method is "magnitude" and draws nothing; see `refit`.
+        inputs: calibration inputs (..., n) of the layer, or their `Moments`. Each score is
+            multiplied by the root mean square of its input feature, which makes "magnitude" by row
+            into Wanda (arXiv 2306.11695); spectral scores are of A diag(rms).
+        bias_correction: also find what keeps the mean output when added to the bias, `out.bias`.
+            Features are then weighed, and outputs fitted, by their deviations from the mean.
         seed, stream: the draws of tensor `stream` under `seed`; the same bits on every backend.
         group: "tensor", or "row" to give every row the same sparsity.
+        pattern: None; "N:M", as "2:4", to keep N of every M consecutive columns, also where the
+            method draws; or blocks "RxC", as "16x16", kept whole or not, by the sum of their
+            squared scores. Rows and columns must be multiples; see `spectral_kernels.patterns`.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
@@ -145,27 +167,43 @@ def sparsify(
         refit=refit,
     )
     start = time.perf_counter()
+    wanted = pattern_sparsity(pattern, given(sparsity), float(DEFAULT_SPARSITY))
     spectral_kernels.check_weight(weight)
     if isinstance(weight, torch.Tensor):
         as_tensor(weight)  # refuses a sparse layout
-    used_rank, factors, weights = spectral_score(weight, chosen, rank, sparsity)
+    moments = None if inputs is None else moments_of(weight, inputs)
+    if chosen.needs_inputs and moments is None:
+        raise ValueError(f"refit: {refit!r} needs calibration inputs; got inputs=None")
+    _check_bias_correction(bias_correction, moments)
+    if moments is not None and bias_correction:
+        moments = moments.deviations()
+    used_rank, factors, weights = spectral_score(weight, chosen, rank, wanted, moments)
     sparse = spectral_kernels.sparsify(
         weight,
-        sparsity=sparsity,
+        sparsity=wanted,
         law=chosen.law,
         law_parameter=chosen.law_parameter,
         rescale=chosen.rescale,
         score=chosen.score,
         factors=factors,
         mixture=weights,
-        column=None if inputs is None else input_scale(weight, inputs),
+        column=None if moments is None else moments.host_scale(),
         group=group,
+        pattern=pattern,
         seed=seed,
         stream=stream,
     )
-    nnz = sparse.nnz
-    if chosen.refit == "scale":
-        nnz = _match_first_value(weight, sparse.weight)
+    nnz, shift = sparse.nnz, None
+    if chosen.refit is not None:
+        budget = Budget(wanted, group, pattern) if chosen.refit_chooses else None
+        values = as_tensor(sparse.weight)
+        found = refitted(
+            chosen.refit, as_matrix(weight), values.reshape(len(values), -1), moments, budget
+        )
+        values.copy_(found.reshape(values.shape))
+        nnz = int(torch.count_nonzero(values))
+    if moments is not None and bias_correction:
+        shift = bias_shift(as_matrix(weight), as_matrix(sparse.weight), moments)
     size = math.prod(weight.shape)
     report = SparsifyReport(
         method=method,
@@ -173,7 +211,8 @@ def sparsify(
         rescale=chosen.rescale,
         rank=used_rank,
         group=group,
-        requested=float(sparsity),
+        requested=float(wanted),
+        pattern=pattern,
         sparsity=1.0 - nnz / size,
         nnz=nnz,
         size=size,
@@ -181,13 +220,17 @@ def sparsify(
         seconds=time.perf_counter() - start,
         _pair=(weight, sparse.weight),
     )
-    return Sparsified(sparse.weight, report)
+    return Sparsified(sparse.weight, report, shift)
 
 
 def spectral_score(
-    weight: Any, method: Method, rank: int | None, sparsity: float
+    weight: Any, method: Method, rank: int | None, sparsity: float, moments: Moments | None = None
 ) -> tuple[int | None, tuple[Any, Any] | None, tuple[float, float]]:
-    """(rank, factors U_k S_k and V_k^T, mixture weights) of a method's score."""
+    """(rank, factors U_k S_k and V_k^T, mixture weights) of a method's score.
+
+    With moments, spectral scores are of A D, where D = diag(rms). The column vector of the scores
+    multiplies B by D, so that B here is the truncated A D times D^-1; in A * B it multiplies A.
+    """
     matrix = as_matrix(weight)
     smaller = min(matrix.shape)
     if rank is not None:
@@ -197,41 +240,34 @@ def spectral_score(
         return None, None, (0.0, 0.0)
     if rank is None:
         rank = max(1, round(DEFAULT_RANK_SHARE * smaller))
+    scale = None
+    if moments is not None:
+        matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
+        scale = moments.scale.to(matrix)
+        matrix = matrix * scale
     U, S, Vh = randomized_svd(matrix, rank)[:3]
     weights = (1.0, 1.0)  # of a zero matrix, where any do
     if method.score == "mixture":
         low, full = float(torch.linalg.vector_norm(S.double())), frobenius_norm(matrix)
         if full > 0.0 and low > 0.0:
             weights = (math.sqrt(1.0 - method.mixture) / low, math.sqrt(method.mixture) / full)
+    if scale is not None and method.score != "aligned":
+        Vh = torch.where(scale > 0.0, Vh / scale, 0.0)
     return rank, ((U * S).contiguous(), Vh.contiguous()), weights
 
 
-def input_scale(weight: Any, inputs: Any) -> NDArray[np.float32]:
-    """Root mean square of each of the n input features over calibration inputs (..., n)."""
+def moments_of(weight: Any, inputs: Any) -> Moments:
+    """The moments of calibration inputs for a weight; those that come as moments are checked."""
     n = math.prod(weight.shape[1:])
-    samples = as_tensor(inputs, "inputs")
-    if samples.ndim == 0 or samples.shape[-1] != n:
-        raise ValueError(f"inputs: expected shape (..., {n}); got {tuple(samples.shape)}")
-    features = samples.reshape(-1, n).double()
-    if features.shape[0] == 0 or not bool(torch.isfinite(features).all()):
-        raise ValueError("inputs: expected at least one sample, all finite")
-    scale: NDArray[np.float32] = features.square().mean(0).sqrt().float().cpu().numpy()
-    if not np.isfinite(scale).all():
-        raise ValueError("inputs: expected a root mean square that fits float32; got more")
-    return scale
+    if not isinstance(inputs, Moments):
+        return Moments.of(inputs, n).to(as_tensor(weight).device)
+    if tuple(inputs.second.shape) != (n, n):
+        raise ValueError(f"inputs: expected moments ({n}, {n}); got {tuple(inputs.second.shape)}")
+    return inputs
 
 
-def _match_first_value(weight: Any, sparse: Any) -> int:
-    """Scale `sparse` in place so that its sigma_1 is the original's; the nonzeros it then has."""
-    tensor = as_tensor(sparse)
-    before = float(spectral_norm(as_matrix(weight)).value)
-    after = float(spectral_norm(as_matrix(tensor)).value)
-    if after > 0.0:
-        scale = before / after
-        if largest_magnitude(tensor) * scale > torch.finfo(tensor.dtype).max:
-            raise ValueError(
-                f"refit: entries times {scale:.4g}, which restores the largest singular value, "
-                f"overflow {tensor.dtype}; use refit=None, or a wider dtype"
-            )
-        tensor *= scale
-    return int(torch.count_nonzero(tensor))
+def _check_bias_correction(bias_correction: Any, moments: Moments | None) -> None:
+    if not isinstance(bias_correction, bool):
+        raise TypeError(f"bias_correction: expected True or False; got {bias_correction!r}")
+    if bias_correction and moments is None:
+        raise ValueError("bias_correction: needs calibration inputs; got inputs=None")

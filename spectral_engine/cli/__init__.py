@@ -10,6 +10,7 @@ from spectral_engine.cli.compare import compare
 from spectral_engine.cli.demo import demo
 from spectral_engine.cli.profile import profile
 from spectral_engine.cli.prune import prune
+from spectral_engine.cli.reproduce import reproduce
 from spectral_engine.cli.spectrum import spectrum
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app.command()(prune)
 app.command()(spectrum)
 app.command()(compare)
 app.command()(profile)
+app.command()(reproduce)
 
 
 def _show_version(wanted: bool) -> None:
@@ -45,7 +47,7 @@ def main() -> None:
     """Run the command line; a mistake of the user's is one line on stderr and exit status 1."""
     try:
         app()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
         said = f"error: {_message(error)}"
         Console(stderr=True).print(said, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

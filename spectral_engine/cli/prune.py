@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from spectral_kernels import LAW_NAMES
 
+from spectral_engine.allocation import ALLOCATIONS
 from spectral_engine.files import prune_file
 from spectral_engine.methods import PRESETS
 from spectral_engine.report import LayerReport
@@ -31,7 +32,10 @@ def prune(
         ),
     ],
     method: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}")] = "magnitude",
-    sparsity: Annotated[float, typer.Option(help="fraction of zeros, in [0, 1)")] = 0.9,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="fraction of zeros, in [0, 1); if not given, 0.9 or the pattern's"),
+    ] = None,
     rank: Annotated[
         int | None,
         typer.Option(help="rank of principal and aligned scores; if not given, half of min(m, n)"),
@@ -39,9 +43,39 @@ def prune(
     law: Annotated[
         str | None, typer.Option(help=f"instead of the method's own: {', '.join(LAW_NAMES)}")
     ] = None,
+    law_parameter: Annotated[
+        float | None, typer.Option(help="alpha of law hybrid, or kappa of am07")
+    ] = None,
+    rescale: Annotated[
+        bool | None,
+        typer.Option(
+            "--rescale/--no-rescale", help="divide what is drawn by its probability, or not"
+        ),
+    ] = None,
+    mixture: Annotated[
+        float | None, typer.Option(help="of principal, the magnitude's share in the score")
+    ] = None,
     group: Annotated[str, typer.Option(help="tensor, or row for equal sparsity by row")] = "tensor",
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="N:M, such as 2:4, in each row; or blocks, such as 16x16"),
+    ] = None,
+    allocation: Annotated[
+        str, typer.Option(help=f"how tensors share the budget: {', '.join(ALLOCATIONS)}")
+    ] = "uniform",
+    floor: Annotated[
+        float | None,
+        typer.Option(help="least density of a tensor; if not given, a tenth of the mean"),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="instead of a sparsity: the largest relative Frobenius error"),
+    ] = None,
     refit: Annotated[
-        str | None, typer.Option(help="scale: restore the largest singular value")
+        str | None,
+        typer.Option(
+            help="scale: restore the largest singular value; spectral: refit to leading ones"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="fixes all draws")] = 0,
     targets: Annotated[
@@ -74,6 +108,13 @@ def prune(
             ignore=ignore or None,
             rank=rank,
             law=law,
+            law_parameter=law_parameter,
+            rescale=rescale,
+            mixture=mixture,
+            pattern=pattern,
+            allocation=allocation,
+            floor=floor,
+            max_error=max_error,
             refit=refit,
             seed=seed,
             group=group,

@@ -63,7 +63,8 @@ def test_mixture_changes_the_score():
         ({"method": "principal", "mixture": True}, TypeError, "mixture: .*number; got bool"),
         ({"method": "principal", "mixture": "a"}, TypeError, "mixture: .*number; got str"),
         ({"law_parameter": "a"}, TypeError, "law_parameter: .*number; got str"),
-        ({"refit": "nope"}, ValueError, "refit: expected None or one of scale; got 'nope'"),
+        ({"refit": "nope"}, ValueError, "refit: expected None or one of scale, .*; got 'nope'"),
+        ({"refit": ["scale"]}, ValueError, "refit: expected None or one of scale"),
     ],
 )
 def test_bad_options(options, error, message):

@@ -31,14 +31,17 @@ class Net(nn.Module):
         self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
 
 
+GATES = [
+    f"lstm.weight_{of}_l0[{gate}]"
+    for of in ("ih", "hh")
+    for gate in ("input", "forget", "cell", "output")
+]
 PRUNED = [
-    "conv1.weight", "conv2.weight", "conv3.weight", "attention.out_proj.weight",
+    "conv1.weight", "conv2.weight", "conv3.weight", "up.weight", *GATES,
+    *(f"attention.in_proj_weight[{part}]" for part in "qkv"), "attention.out_proj.weight",
     "head.0.weight", "head.2.weight",
 ]  # fmt: skip
-LEFT = [
-    "embed.weight", "up.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0",
-    "attention.in_proj_weight", "free",
-]  # fmt: skip
+LEFT = ["embed.weight", "free"]
 
 
 def two(**options) -> nn.Sequential:
@@ -63,18 +66,22 @@ def test_every_weight_is_pruned_or_listed():
     model = Net()
     before = state(model)
     report = se.prune(model, sparsity=0.5)
-    assert sorted(names(report)) == sorted(PRUNED)
+    assert names(report) == PRUNED
     assert sorted(skipped.name for skipped in report.skipped) == sorted(LEFT)
     reasons = {skipped.name: skipped.reason for skipped in report.skipped}
-    assert reasons["embed.weight"] == "Embedding.weight is not prunable yet"
-    assert reasons["free"] == "Net.free is not prunable yet"
+    assert reasons["embed.weight"] == "an embedding; name it in targets to prune it"
+    assert reasons["free"] == "Net.free is not seen as a matrix"
+    pruned = {name.partition("[")[0] for name in PRUNED}
     for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) == (name not in PRUNED), name
+        assert torch.equal(value, before[name]) == (name not in pruned), name
     for layer in report.layers:
-        weight = model.get_parameter(layer.name)
-        assert layer.shape == tuple(weight.shape)
-        assert layer.nnz == int((weight != 0).sum()) == weight.numel() - weight.numel() // 2
-        assert torch.equal(weight, se.sparsify(before[layer.name], sparsity=0.5).weight)
+        if "[" not in layer.name:
+            weight = model.get_parameter(layer.name)
+            assert layer.shape == tuple(weight.shape)
+            assert layer.nnz == int((weight != 0).sum()) == weight.numel() - weight.numel() // 2
+    for name in ("conv1.weight", "conv3.weight", "head.0.weight"):
+        expected = se.sparsify(before[name], sparsity=0.5).weight
+        assert torch.equal(model.get_parameter(name), expected)
 
 
 def test_parameters_stay_what_they_are():
@@ -109,12 +116,16 @@ def test_parameters_stay_what_they_are():
         ({"targets": r"re:hea"}, None),
         ({"targets": ("Conv1d", "conv3")}, ["conv1.weight", "conv3.weight"]),
         ({"targets": {"Conv?d"}}, None),
-        ({"ignore": ["Linear", "conv[12]"]}, ["conv3.weight"]),
+        ({"ignore": ["Linear", "conv[12]", "lstm", "attention"]}, ["conv3.weight", "up.weight"]),
+        ({"targets": ["lstm.*"], "ignore": "lstm.weight_ih_l0"}, GATES[4:]),
+        ({"targets": "lstm.weight_ih_l0[cell]"}, ["lstm.weight_ih_l0[cell]"]),
+        ({"targets": r"re:.*\[cell\]"}, ["lstm.weight_ih_l0[cell]", "lstm.weight_hh_l0[cell]"]),
         ({"targets": "Linear", "ignore": ["head.*"]}, ["attention.out_proj.weight"]),
-        ({"targets": "Module", "ignore": "_ConvNd"}, PRUNED[3:]),
+        ({"targets": "Module", "ignore": "_ConvNd"}, ["embed.weight", *PRUNED[4:]]),
         ({"targets": []}, None),
         ({"targets": "linear"}, None),
-        ({"targets": "Embedding"}, None),
+        ({"targets": "Embedding"}, ["embed.weight"]),
+        ({"targets": "free"}, None),
     ],
 )
 def test_patterns(options, expected):
@@ -128,8 +139,11 @@ def test_patterns(options, expected):
     else:
         report = se.prune(model, **options)
         assert names(report) == expected
-        listed = {skipped.name for skipped in report.skipped}
-        assert listed == {*PRUNED, *LEFT} - {*expected}
+        # A parameter of which no part is pruned is listed as one.
+        parts = {name.partition("[")[0] for name in expected}
+        left = {name if name.partition("[")[0] in parts else name.partition("[")[0]
+                for name in (*PRUNED, *LEFT)}  # fmt: skip
+        assert {skipped.name for skipped in report.skipped} == left - {*expected}
         assert report.unmatched == []
 
 
@@ -243,6 +257,10 @@ def spoil_range(layer):
     layer.weight = nn.Parameter(torch.full((8, 8), 1e300, dtype=torch.float64))
 
 
+def spoil_zeros(layer):
+    nn.init.zeros_(layer.weight)
+
+
 def spoil_half(layer):
     layer.weight = nn.Parameter(torch.full((8, 8), 6e4, dtype=torch.float16))
 
@@ -257,6 +275,7 @@ def spoil_half(layer):
         (spoil_float8, "magnitude", "model: 1.weight: expected dtype.*float8_e4m3fn"),
         (spoil_empty, "magnitude", r"model: 1.weight: .*\(0, 8\)"),
         (spoil_range, "magnitude", "model: 1.weight holds .*too large for float32"),
+        (spoil_zeros, "magnitude", "model: 1.weight is all zeros"),
         (spoil_half, "randomized", "model: 1.weight: rescale: .*overflow float16"),
     ],
 )
@@ -288,6 +307,7 @@ def test_lazy_layer_is_refused():
         ({"group": "nope"}, ValueError, "group: "),
         ({"law": "nope"}, ValueError, "law: "),
         ({"refit": "nope"}, ValueError, "refit: "),
+        ({"masks": 1}, TypeError, "masks: expected True or False; got 1"),
         ({"model": torch.ones(3, 3)}, TypeError, "model: expected a torch.nn.Module; got Tensor"),
         ({"model": nn.ReLU()}, ValueError, "targets: no prunable weight is left"),
     ],
@@ -359,9 +379,7 @@ def test_report_in_all_its_forms(tmp_path):
 
 def test_report_makes_infinities_json():
     """Catches JSON that other readers refuse: an error against a zero weight is infinite."""
-    model = nn.Linear(4, 4)
-    nn.init.zeros_(model.weight)
-    report = se.prune(model, sparsity=0.5, measure=True)
+    report = se.prune(nn.Linear(4, 4), sparsity=0.5, measure=True)
     report.layers[0] = type(report.layers[0])(
         **{**vars(report.layers[0]), "spectral": float("inf")}
     )

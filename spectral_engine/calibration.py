@@ -1,0 +1,277 @@
+"""Moments of every layer's inputs, gathered by running a model over calibration batches.
+
+Layers that see the same inputs, such as query, key and value, make one stage and share one matrix
+of moments. Sequentially, a stage's batches run through the layers pruned before it, as in SparseGPT
+(arXiv 2301.00774), one pass a stage, each ended where nothing more of the stage can come; no
+moments are held but one stage's. Otherwise all stages are gathered in one pass over the dense
+model, and held together.
+
+With `asymmetric`, a dense copy of the model runs beside it, and each layer is later fitted to what
+the copy puts out there, from the inputs that the pruned model has (GPTAQ, arXiv 2504.02692).
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral_engine.forward_passes import (
+    Forward,
+    Hook,
+    call,
+    check_batches,
+    ending,
+    evaluating,
+    finite_batches,
+    hooked,
+    until_end,
+)
+from spectral_engine.layers import Layer
+from spectral_engine.moments import Accumulator, Moments, moment_bytes
+from spectral_engine.stages import Key, Source, Stage, features_of, sources_of, stages_of, trace_of
+
+#: Moments and the working memory of a refit beside them, unless the caller says otherwise.
+MAX_BYTES = 1 << 32
+#: Why a layer has no moments though its inputs could be seen.
+UNREACHED = "no batch reached it"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A layer with its moments, or with the reason why it has none.
+
+    bias_correction: whether a bias will mend the mean; the moments are centred then.
+    """
+
+    layer: Layer
+    moments: Moments | None
+    reason: str | None = None
+    bias_correction: bool = False
+
+
+@dataclass
+class Calibration:
+    """Batches for a model's layers, checked, with the order in which the layers come.
+
+    model, layers: whose moments are wanted.
+    batches: an iterable that can be gone through several times, such as a list or a DataLoader.
+        A tensor is given to the model as it is, a dictionary by keywords, and of a tuple or list
+        as many of the first as its forward takes: labels that come with inputs are left out.
+    forward: called with the model and a batch instead, if given.
+    sequential, asymmetric: see the module. By default sequential where that takes less memory.
+    max_bytes: of moments, with `copies` of the largest for its refit.
+    bias_correction: whether biases will mend the mean, of layers that have one of their own.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came. Nothing of the
+            model has changed then.
+    """
+
+    model: nn.Module
+    layers: list[Layer]
+    batches: Any
+    forward: Forward | None = None
+    sequential: bool | None = None
+    asymmetric: bool = False
+    max_bytes: int = MAX_BYTES
+    bias_correction: bool = False
+    copies: int = 1
+    _stages: list[Stage] = field(init=False, repr=False)
+    _hidden: list[Calibrated] = field(init=False, repr=False)
+    _run: Forward = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batches, torch.Tensor | Mapping):
+            self.batches = [self.batches]
+        _check(self)
+        self._run = self.forward or call
+        self._hidden = []
+        self._stages = []
+        names = {id(module): name for name, module in self.model.named_modules()}
+        wanted: list[tuple[Layer, list[Source]]] = []
+        for layer in self.layers:
+            sources, reason = sources_of(layer, names)
+            if reason is None:
+                wanted.append((layer, sources))
+            else:
+                self._hidden.append(Calibrated(layer, None, reason))
+        if wanted:
+            found = {source.key: source for _, sources in wanted for source in sources}
+            trace = trace_of(self.model, found, self._checked_batches(), self._run)
+            self._stages, unseen = stages_of(wanted, trace, self.bias_correction)
+            self._hidden += [Calibrated(layer, None, UNREACHED) for layer in unseen]
+        if self.sequential is None:
+            self.sequential = self.asymmetric or self._bytes(False) > self._bytes(True)
+        self._require_memory()
+
+    @property
+    def bytes(self) -> int:
+        """The most that moments, with working memory of a refit beside them, come to."""
+        return self._bytes(bool(self.sequential))
+
+    def _bytes(self, sequential: bool) -> int:
+        """Sequentially of one stage; else at first of all, then of fewer, the smallest first."""
+        sizes = sorted(
+            _stage_bytes(stage) * (2 if self.asymmetric else 1) for stage in self._stages
+        )
+        if sequential:
+            return (1 + self.copies) * max(sizes, default=0)
+        held = [sum(sizes[i:]) + self.copies * size for i, size in enumerate(sizes)]
+        return max(held, default=0)
+
+    def __iter__(self) -> Iterator[Calibrated]:
+        """Layers with their moments, and then those without.
+
+        Sequentially they come in the order of the forward pass, and what is done to a layer before
+        the next is asked for counts for that; else those of the smallest moments come first.
+        """
+        dense = copy.deepcopy(self.model) if self.asymmetric and self._stages else None
+        if self.sequential:
+            for stage in self._stages:
+                yield from self._gathered([stage], dense)
+        else:
+            yield from self._gathered(sorted(self._stages, key=_stage_bytes), dense)
+        yield from self._hidden
+
+    def _gathered(self, stages: list[Stage], dense: nn.Module | None) -> Iterator[Calibrated]:
+        sums = [_accumulator(stage) for stage in stages]
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            twin = None if dense is None else stack.enter_context(_Twin(dense, stages))
+            end = stages[0].end if len(stages) == 1 else None
+            for stage, total in zip(stages, sums, strict=True):
+                for source in stage.sources:
+                    hook = _adding(source, stage.layers[0], total, twin)
+                    stack.enter_context(hooked(source.module, hook))
+            if end is not None:
+                stack.enter_context(hooked(end.module, ending))
+            for batch in self._checked_batches():
+                if twin is not None:
+                    twin.see(self._run, batch)
+                until_end(partial(self._run, self.model, batch))
+        while stages:
+            stage, total = stages[0], sums.pop(0)
+            stages = stages[1:]
+            moments = total.moments()
+            del total
+            if moments is not None and not bool(torch.isfinite(moments.scale).all()):
+                raise ValueError(
+                    f"calibration: the inputs of {stage.layers[0].name} hold NaN or infinity"
+                )
+            if moments is not None and stage.mends:
+                moments = moments.centre()
+            for layer in stage.layers:
+                reason = None if moments is not None else UNREACHED
+                yield Calibrated(layer, moments, reason, moments is not None and stage.mends)
+            del moments
+
+    def _checked_batches(self) -> Iterator[Any]:
+        parameter = next(self.model.parameters(), None)
+        return finite_batches(self.batches, None if parameter is None else parameter.device)
+
+    def _require_memory(self) -> None:
+        if self.bytes > self.max_bytes:
+            largest = max(self._stages, key=_stage_bytes).layers[0]
+            raise ValueError(
+                f"max_bytes: moments and their working memory come to {self.bytes:,} bytes, the "
+                f"largest those of {largest.name}; got {self.max_bytes:,}. Raise it, leave layers "
+                "out with `ignore`" + ("" if self.sequential else ", or use sequential=True")
+            )
+
+
+class _Twin:
+    """The dense model, and the inputs it had at a stage's sources in the batch that it saw last."""
+
+    def __init__(self, model: nn.Module, stages: list[Stage]) -> None:
+        self._model = model
+        self._stages = stages
+        self._seen: dict[Key, list[torch.Tensor]] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Twin":
+        self._stack.enter_context(evaluating(self._model))
+        for stage in self._stages:
+            for source in stage.sources:
+                module = self._model.get_submodule(source.name)
+                self._stack.enter_context(hooked(module, self._keeping(source)))
+        end = self._stages[0].end if len(self._stages) == 1 else None
+        if end is not None:
+            self._stack.enter_context(hooked(self._model.get_submodule(end.name), ending))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _keeping(self, source: Source) -> Hook:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            found = source.inputs.find((args, kwargs))
+            if found is not None:
+                self._seen.setdefault(source.key, []).append(found.detach())
+
+        return hook
+
+    def see(self, run: Forward, batch: Any) -> None:
+        """Keep what this batch gives in place of what the last gave."""
+        self._seen = {}
+        until_end(partial(run, self._model, batch))
+
+    def next_inputs(self, source: Source, like: torch.Tensor) -> torch.Tensor:
+        """What the dense model had at the call that the pruned one is at now."""
+        seen = self._seen.get(source.key)
+        if not seen or seen[0].shape != like.shape:
+            raise ValueError(
+                "asymmetric: expected the dense and the pruned model to be called alike; at "
+                f"{source.name} they are not"
+            )
+        return seen.pop(0)
+
+
+def _adding(source: Source, layer: Layer, total: Accumulator, twin: _Twin | None) -> Hook:
+    """A hook that adds a call's inputs to the sums."""
+    n = layer.matrices().shape[-1]
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        found = source.inputs.find((args, kwargs))
+        if found is None:
+            return
+        rows = source.inputs.rows
+        dense = None if twin is None else rows(twin.next_inputs(source, found))
+        for part in rows(found.detach()):
+            if part.shape[-1] != n:
+                raise ValueError(
+                    f"calibration: expected {n} input features at {layer.name}; "
+                    f"got {part.shape[-1]}"
+                )
+            total.add(part, None if dense is None else next(dense))
+
+    return hook
+
+
+def _check(calibration: Calibration) -> None:
+    check_batches(calibration.batches)
+    forward = calibration.forward
+    if forward is not None and not callable(forward):
+        raise TypeError(f"forward: expected a function of model and batch; got {forward!r}")
+    for name in ("sequential", "asymmetric"):
+        value = getattr(calibration, name)
+        if not (isinstance(value, bool) or (value is None and name == "sequential")):
+            raise TypeError(f"{name}: expected True or False; got {getattr(calibration, name)!r}")
+    limit = calibration.max_bytes
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"max_bytes: expected an integer; got {limit!r}")
+    if calibration.asymmetric and calibration.sequential is False:
+        raise ValueError("asymmetric: only a sequential calibration differs from the dense model")
+
+
+def _accumulator(stage: Stage) -> Accumulator:
+    features, batch, dtype, device = features_of(stage)
+    return Accumulator(features, batch, dtype, device)
+
+
+def _stage_bytes(stage: Stage) -> int:
+    return moment_bytes(*features_of(stage)[:3])

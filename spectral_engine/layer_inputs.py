@@ -1,0 +1,163 @@
+"""Where the inputs of a layer's matrix can be seen: in the arguments of its module's forward.
+
+The inputs of a matrix (m, n) are the vectors x of n features that its rows are multiplied with:
+
+| module                           | inputs of its matrices                                      |
+|----------------------------------|-------------------------------------------------------------|
+| Linear, Conv1D of transformers   | its input, flattened to (N, n)                              |
+| Conv1d, 2d, 3d, also transposed  | the windows that the kernel is laid over, by group          |
+| Bilinear                         | the outer products of its two inputs                        |
+| MultiheadAttention               | q, k, v: its query, key and value                           |
+| RNN, LSTM, GRU                   | input matrices of the first layer: its input                |
+| RNNCell, LSTMCell, GRUCell       | its input, and the hidden state                             |
+
+Hidden from hooks, and so not calibrated: recurrent matrices and later layers of RNN, LSTM and GRU,
+whose states never leave one fused call; the out_proj of MultiheadAttention, whose forward is not
+called; embeddings, whose inputs are indices; and parameters that a module of an unknown class uses.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
+
+#: Entries of the unfolded windows that are made at once.
+_CHUNK = 1 << 20
+
+Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a matrix's inputs are read off a call of its module.
+
+    slot: which of them, such as "query"; matrices of one module and slot share their inputs
+    find: from the call's arguments to the tensor that holds them, None if there is none
+    rows: from that tensor to parts (N, n), or (b, N, n) for a batch of matrices
+    """
+
+    slot: str
+    find: Callable[[Arguments], torch.Tensor | None]
+    rows: Callable[[torch.Tensor], Iterator[torch.Tensor]]
+
+
+def inputs_of(module: nn.Module, local_name: str, part: str = "") -> Inputs | str:
+    """How the inputs of a parameter of `module` are seen, or the reason why they are not."""
+    kind = type(module).__name__
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    if isinstance(module, nn.Linear) or fnmatchcase(name, "transformers.pytorch_utils.Conv1D"):
+        return Inputs("input", _argument(0, "input", "x"), flat)
+    if isinstance(module, _CONVOLUTIONS):
+        return Inputs("input", _argument(0, "input"), _windows_of(module))
+    if isinstance(module, _TRANSPOSED):
+        return Inputs("input", _argument(0, "input"), _transposed_windows_of(module))
+    if isinstance(module, nn.Bilinear):
+        return Inputs("input", _outer, flat)
+    if isinstance(module, nn.MultiheadAttention):
+        which = "qkv".find(part or local_name[0])
+        slot = ("query", "key", "value")[which]
+        return Inputs(slot, _argument(which, slot), flat)
+    if isinstance(module, nn.RNNCellBase):
+        if local_name == "weight_ih":
+            return Inputs("input", _argument(0, "input"), flat)
+        return Inputs("hidden", _hidden, flat)
+    if isinstance(module, nn.RNNBase):
+        if local_name.startswith("weight_ih_l0"):
+            return Inputs("input", _argument(0, "input"), flat)
+        return f"the inputs of {local_name} stay inside {kind}"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "the inputs of an embedding are indices"
+    return f"it is not known where {kind} has the inputs of {local_name}"
+
+
+def _argument(place: int, *names: str) -> Callable[[Arguments], torch.Tensor | None]:
+    def find(call: Arguments) -> torch.Tensor | None:
+        args, kwargs = call
+        found = args[place] if place < len(args) else None
+        for name in names:
+            found = kwargs.get(name) if found is None else found
+        if isinstance(found, PackedSequence):
+            return found.data
+        return found if isinstance(found, torch.Tensor) else None
+
+    return find
+
+
+def _hidden(call: Arguments) -> torch.Tensor | None:
+    """The hidden state that a cell is called with; where it is left out it is zero."""
+    args, kwargs = call
+    state = args[1] if len(args) > 1 else kwargs.get("hx")
+    if isinstance(state, tuple):
+        state = state[0]
+    return state if isinstance(state, torch.Tensor) else None
+
+
+def _outer(call: Arguments) -> torch.Tensor | None:
+    first, second = (_argument(i, f"input{i + 1}")(call) for i in range(2))
+    if first is None or second is None:
+        return None
+    return (first[..., :, None] * second[..., None, :]).flatten(-2)
+
+
+def flat(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """(..., n) as (N, n)."""
+    yield tensor.reshape(-1, tensor.shape[-1])
+
+
+def _windows_of(module: Any) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
+    def rows(x: torch.Tensor) -> Iterator[torch.Tensor]:
+        x = x if x.ndim == len(module.kernel_size) + 2 else x[None]
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        if any(module._reversed_padding_repeated_twice):
+            x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        yield from _windows(x, module, module.stride, flip=False)
+
+    return rows
+
+
+def _transposed_windows_of(module: Any) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
+    """A transposed convolution is one of its input, spread by the stride, with a turned kernel."""
+
+    def rows(x: torch.Tensor) -> Iterator[torch.Tensor]:
+        x = x if x.ndim == len(module.kernel_size) + 2 else x[None]
+        sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], module.stride, strict=True)]
+        spread = x.new_zeros(*x.shape[:2], *sizes)
+        every: tuple[slice, ...] = tuple(slice(None, None, step) for step in module.stride)
+        spread[(slice(None), slice(None), *every)] = x
+        padding = []
+        for i in reversed(range(len(sizes))):
+            reach = module.dilation[i] * (module.kernel_size[i] - 1) - module.padding[i]
+            padding += [reach, reach + module.output_padding[i]]
+        spread = functional.pad(spread, padding)
+        yield from _windows(spread, module, (1,) * len(sizes), flip=True)
+
+    return rows
+
+
+def _windows(
+    x: torch.Tensor, module: Any, stride: Sequence[int], flip: bool
+) -> Iterator[torch.Tensor]:
+    """All windows (b, N, n) or (N, n) of padded images (samples, channels, ...), in parts."""
+    kernel, dimensions = module.kernel_size, len(module.kernel_size)
+    for i in range(dimensions):
+        step = module.dilation[i]
+        x = x.unfold(2 + i, step * (kernel[i] - 1) + 1, stride[i])[..., ::step]
+    places = tuple(range(2, 2 + dimensions))
+    taps = tuple(range(2 + dimensions, 2 + 2 * dimensions))
+    x = x.permute(0, *places, 1, *taps)  # samples, places, channels, taps: nothing copied yet
+    for sample in x:
+        line = sample[0].numel()
+        for part in sample.split(max(1, _CHUNK // line)):
+            windows = part.flip(tuple(t - 1 for t in taps)) if flip else part
+            count = part.shape[:dimensions].numel()
+            if module.groups == 1:
+                yield windows.reshape(count, -1)
+            else:
+                yield windows.reshape(count, module.groups, -1).transpose(0, 1)

@@ -1,0 +1,38 @@
+"""Bring back what was changed, should anything go wrong before the end."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def restored_on_error(done: list[Any]) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Gives a function that saves a tensor as it is; after an error those saved are so again.
+
+    They are kept in a temporary file, not in memory, and saved once each. `done`, of what was
+    changed, is emptied then.
+    """
+    with tempfile.TemporaryFile() as file:
+        saved: dict[int, tuple[torch.Tensor, int]] = {}
+
+        def save(tensor: torch.Tensor) -> None:
+            if id(tensor) not in saved:
+                place = file.seek(0, 2)
+                values = tensor.detach().contiguous().flatten().view(torch.uint8)
+                file.write(values.cpu().numpy().data)
+                saved[id(tensor)] = tensor, place
+
+        try:
+            yield save
+        except BaseException:
+            for tensor, place in saved.values():
+                file.seek(place)
+                held = np.frombuffer(file.read(tensor.nbytes), np.uint8).copy()
+                values = torch.from_numpy(held).view(tensor.dtype).reshape(tensor.shape)
+                tensor.detach().copy_(values)
+            done.clear()
+            raise

@@ -1,0 +1,123 @@
+"""Schedules: at which steps of training to prune, and to which sparsity; see `Pruner`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Schedule:
+    """Steps, counted from 0, at which to prune, and the sparsity to reach at each.
+
+    Raises:
+        TypeError, ValueError: no steps, steps that are not counts, sparsities outside [0, 1) or
+            falling: what was pruned does not grow back.
+    """
+
+    def __init__(self, targets: Mapping[int, float]) -> None:
+        if not targets:
+            raise ValueError("targets: expected at least one step; got none")
+        for step in targets:
+            count("targets: step", step, least=0)
+        self.targets = {step: fraction(targets[step]) for step in sorted(targets)}
+        asked = list(self.targets.values())
+        if asked != sorted(asked):
+            raise ValueError(f"targets: expected sparsities that never fall; got {asked}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.targets})"
+
+    @property
+    def first(self) -> int:
+        """The first step at which it prunes."""
+        return next(iter(self.targets))
+
+    @property
+    def last(self) -> int:
+        """The last step at which it prunes."""
+        return max(self.targets)
+
+
+class OneShot(Schedule):
+    """All at once, at step `start`."""
+
+    def __init__(self, sparsity: float, start: int = 0) -> None:
+        super().__init__({start: sparsity})
+
+
+class Iterative(Schedule):
+    """Prune and retrain: `rounds` prunings `every` steps apart, the first at `start`.
+
+    Each keeps the same fraction of what the one before has kept, (1 - sparsity)^(1 / rounds)
+    (Han et al., arXiv 1506.02626; Frankle and Carbin, arXiv 1803.03635, section 1).
+    """
+
+    def __init__(self, sparsity: float, rounds: int, every: int = 1, start: int = 0) -> None:
+        count("rounds", rounds)
+        count("every", every)
+        count("start", start, least=0)
+        kept = 1.0 - fraction(sparsity)
+        super().__init__(
+            {
+                start + index * every: 1.0 - kept ** ((index + 1) / rounds)
+                for index in range(rounds - 1)
+            }
+            | {start + (rounds - 1) * every: sparsity}
+        )
+
+
+class Constant(Schedule):
+    """The same sparsity every `every` steps from `start` to `end`.
+
+    With masks that last, only the first prunes. With masks=False weights grow back in between,
+    and each pruning chooses anew among all of them.
+    """
+
+    def __init__(self, sparsity: float, end: int, every: int = 1, start: int = 0) -> None:
+        super().__init__(dict.fromkeys(_steps(start, end, every), sparsity))
+
+
+class Cubic(Schedule):
+    """Fast at first, slower as less is left: every `every` steps from `start` to `end`,
+
+        s_t = s_f + (s_i - s_f) (1 - (t - start) / (end - start))^3,
+
+    from s_i = `initial` to s_f = `sparsity` (Zhu and Gupta, arXiv 1710.01878, equation 1).
+    """
+
+    def __init__(
+        self, sparsity: float, end: int, every: int = 1, start: int = 0, initial: float = 0.0
+    ) -> None:
+        final, initial = fraction(sparsity), fraction(initial, "initial")
+        steps = _steps(start, end, every)
+        super().__init__(
+            {
+                step: final + (initial - final) * (1.0 - (step - start) / (end - start)) ** 3
+                for step in steps
+            }
+        )
+
+
+def _steps(start: int, end: int, every: int) -> range:
+    count("start", start, least=0)
+    count("every", every)
+    count("end", end, least=start + 1)
+    last = range(start, end + 1, every)
+    if last[-1] != end:
+        raise ValueError(f"end: expected start plus a multiple of every, {every}; got {end}")
+    return last
+
+
+def count(name: str, value: Any, least: int = 1) -> None:
+    """TypeError unless `value` is an integer, ValueError unless it is `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected {least} or more; got {value}")
+
+
+def fraction(value: Any, name: str = "sparsity") -> float:
+    """The value, a fraction in [0, 1); TypeError or ValueError that names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number; got {value!r}")
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}: expected the fraction of zeros, in [0, 1); got {value!r}")
+    return float(value)
