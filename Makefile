@@ -25,7 +25,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench gpu check clean distclean
+.PHONY: help install demo test bench paper gpu check clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -42,6 +42,11 @@ bench: $(STAMP) ## run the speed suite, then print its ratios to a parallel copy
 	@mkdir -p $(dir $(RESULT))
 	@$(BIN)/python -m pytest --benchmark --benchmark-json=$(RESULT) $(ARGS)
 	@$(BIN)/python bench/report.py $(RESULT)
+
+paper: $(STAMP) ## run the paper's tasks on the LeNets; figures in bench/results/paper, under 60 minutes
+	@for network in lenet-300-100 lenet-5; do for task in learning oneshot iterative; do \
+		$(BIN)/spectral-engine reproduce $$task --network $$network $(ARGS) || exit 1; \
+	done; done
 
 # Installs nothing: with the first interpreter whose torch finds a device, PYTHON before .venv.
 gpu: ## check every kernel on the CUDA device and time it, under 8 minutes; writes GPU_RESULT

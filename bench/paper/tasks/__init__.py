@@ -1,0 +1,29 @@
+"""The tasks, one a file; each has `run(settings) -> Result`."""
+
+from collections.abc import Callable
+
+from bench.paper.jobs import Settings
+from bench.paper.output import Result
+from bench.paper.tasks import (
+    depth,
+    headtohead,
+    iterative,
+    learning,
+    oneshot,
+    optimizer,
+    recurrent,
+    transformer,
+    width,
+)  # fmt: skip
+
+TASKS: dict[str, Callable[[Settings], Result]] = {
+    "learning": learning.run,
+    "oneshot": oneshot.run,
+    "iterative": iterative.run,
+    "depth": depth.run,
+    "width": width.run,
+    "optimizer": optimizer.run,
+    "recurrent": recurrent.run,
+    "transformer": transformer.run,
+    "headtohead": headtohead.run,
+}

@@ -1,0 +1,310 @@
+"""Task 3, iterative prune-retrain: the spectrum before pruning, after it, and after retraining.
+
+A ladder of sparsities up to 99.5 % shows where the spectrum, and the accuracy, stop coming back.
+The best recipe goes to one sparsity with a longer last round; beside it stands a dense control
+which was trained as long, in the same rounds, since the dense network alone has had less.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import spectral_engine as se
+from bench.paper.dense import evaluate, trained
+from bench.paper.jobs import Settings, kept, run_all, say
+from bench.paper.output import Result, Table, panels, style
+from bench.paper.statistics import mean_interval
+from bench.paper.training import Recipe, Training, soft_targets
+
+LADDER = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
+#: Leading singular values by which recovery is judged.
+LEADING = 32
+#: Of the dense network's answers, where they are learnt from.
+TEMPERATURE = 2.0
+#: And their share in the targets of the best recipes.
+SOFT = 0.9
+#: A spectrum with less than this share of the dense network's has collapsed.
+COLLAPSE = 0.5
+CONTROL = "dense control"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rounds of pruning and retraining: sparsities, and the epochs of training after each.
+
+    rate: of the retraining, falling anew in each round (rewound, as in arXiv 2003.02389).
+    soft: the share of the dense network's own answers in the targets of the retraining.
+    """
+
+    name: str
+    rounds: tuple[tuple[float, int], ...]
+    rate: float
+    decay: float
+    method: str = "magnitude"
+    allocation: str = "uniform"
+    pruned: bool = True
+    soft: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        if not self.pruned:
+            return CONTROL
+        return " ".join(part for part in (self.name, self.method, self.allocation) if part)
+
+
+def ladder(epochs: int, rate: float, decay: float, method: str = "magnitude") -> Plan:
+    """Every sparsity of `LADDER`, with as many epochs after each."""
+    return Plan("ladder", tuple((sparsity, epochs) for sparsity in LADDER), rate, decay, method)
+
+
+def best(rounds: tuple[tuple[float, int], ...], rate: float, decay: float, allocation: str) -> Plan:
+    """The recipe that loses least: the dense network's answers are learnt, the last round long."""
+    return Plan("best", rounds, rate, decay, allocation=allocation, soft=SOFT)
+
+
+#: Of each network; the recipes were chosen on the validation part.
+PLANS: dict[str, Sequence[Plan]] = {
+    "lenet-300-100": (
+        ladder(3, 1e-3, 0.1),
+        ladder(3, 1e-3, 0.1, "principal"),
+        best(((0.6, 2), (0.8, 2), (0.9, 3), (0.95, 15)), 2e-3, 0.01, "erk"),
+    ),
+    "lenet-5": (
+        ladder(1, 1e-3, 0.05),
+        best(((0.8, 1), (0.92, 1), (0.96, 2), (0.98, 12)), 2e-3, 0.05, "global"),
+    ),
+    "vgg19": (ladder(3, 5e-4, 0.05),),
+    "vgg19-bn": (
+        ladder(3, 1e-3, 0.05),
+        best(((0.7, 2), (0.9, 2), (0.95, 12)), 1e-3, 0.01, "erk"),
+    ),
+}
+DEFAULT = (ladder(2, 1e-3, 0.01),)
+
+
+def plans(settings: Settings) -> list[Plan]:
+    """Those of the network, each best one with its control; short ones where it must be quick."""
+    found: list[Plan] = []
+    for plan in PLANS.get(settings.network, DEFAULT):
+        used = replace(plan, rounds=((0.5, 1), (0.9, 1))) if settings.quick else plan
+        found.append(used)
+        if plan.name == "best":
+            found.append(replace(used, pruned=False))
+    return found[-3:] if settings.quick else found
+
+
+def run(settings: Settings) -> Result:
+    """All plans on the dense network of every seed."""
+    run_all(settings, [partial(prepared, settings, seed) for seed in settings.runs])
+    cases = [(seed, plan) for seed in settings.runs for plan in plans(settings)]
+    found = run_all(settings, [partial(one, settings, *case) for case in cases])
+    runs = [
+        {"seed": seed, "plan": plan.label, "name": plan.name, **result}
+        for (seed, plan), result in zip(cases, found, strict=True)
+    ]
+    tables = [
+        ladder_table(plan, [run for run in runs if run["plan"] == plan.label])
+        for plan in plans(settings)
+        if plan.pruned
+    ]
+    best = [one for one in (compared(plan, runs) for plan in plans(settings)) if one is not None]
+    return Result(
+        "iterative", settings,
+        {"collapse": COLLAPSE, "leading": LEADING, "best": best, "runs": runs},
+        [*tables, best_table(best)], {"": figure(settings, runs)},
+    )  # fmt: skip
+
+
+def prepared(settings: Settings, seed: int) -> None:
+    """The dense network, in the cache."""
+    trained(settings, seed)
+
+
+def one(settings: Settings, seed: int, plan: Plan) -> dict[str, Any]:
+    """One plan on one dense network: accuracies and spectra of each round."""
+
+    def measure() -> dict[str, Any]:
+        dense = trained(settings, seed)
+        return {"dense": dense.test, **follow(settings, dense.model, seed, plan, settings.recipe)}
+
+    return dict(kept(settings, "iterative", measure, settings.recipe, seed, plan, LEADING))
+
+
+def follow(
+    settings: Settings, model: nn.Module, seed: int, plan: Plan, recipe: Recipe, name: str = "dense"
+) -> dict[str, Any]:
+    """Prune and retrain as planned; saved after each epoch, and taken up from there.
+
+    The model was trained by `recipe`; `name` tells it from others of the same settings.
+    """
+    starts = np.cumsum([0, *(epochs for _, epochs in plan.rounds)]).tolist()
+    targets = dict(zip(starts, (sparsity for sparsity, _ in plan.rounds), strict=False))
+    pruner = se.Pruner(
+        model, se.Schedule(targets), plan.method, leading=LEADING, seed=seed,
+        allocation=plan.allocation,
+    )  # fmt: skip
+    measured, data, prepare = Measured(), settings.images(), settings.chosen.prepare
+    taught = None
+    if plan.soft > 0.0:
+        taught = soft_targets(model, data.train, prepare, plan.soft, TEMPERATURE, settings.device)
+
+    def before_epoch(epoch: int) -> None:
+        before = evaluate(settings, model) if epoch in targets else None
+        if plan.pruned:
+            pruner.step()
+        if before is not None:
+            measured.rows.append(
+                {"accuracy_before": before, "accuracy_pruned": evaluate(settings, model)}
+            )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", se.SpectrumCollapse)  # the rounds tell
+        Training(
+            model=model,
+            data=data,
+            prepare=prepare,
+            targets=taught,
+            segments=[
+                replace(recipe, epochs=epochs, rate=plan.rate, decay=plan.decay, warmup=0.0)
+                for _, epochs in plan.rounds
+            ],
+            seed=1000 + seed,
+            path=settings.folder(name, recipe, seed, plan) / "run.safetensors",
+            device=settings.device,
+            before_epoch=before_epoch,
+            followers={"pruner": pruner, "measured": measured},
+            progress=say(settings, seed, plan.label),
+        ).run()
+        pruner.finish()
+    ends = [*(row["accuracy_before"] for row in measured.rows[1:]), evaluate(settings, model)]
+    spectra = [found.to_dict() for found in pruner.rounds] or [{}] * len(ends)
+    return {
+        "sizes": {name: weight.numel() for name, weight in model.named_parameters()},
+        "rounds": [
+            {**spectrum, "requested": sparsity, "epochs": epochs, **row, "accuracy_retrained": end}
+            for (sparsity, epochs), spectrum, row, end in zip(
+                plan.rounds, spectra, measured.rows, ends, strict=True
+            )
+        ],
+    }
+
+
+class Measured:
+    """Accuracies on the way, saved with the training."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.rows = state["rows"]
+
+
+TEST = 1  # of the pairs (validation, test) that `evaluate` gives
+
+
+def ladder_table(plan: Plan, runs: list[dict[str, Any]]) -> Table:
+    """A row a round: accuracies, and the shares of the spectrum kept and recovered."""
+    shown = Table(
+        f"{plan.label}: test accuracy and the share of the dense network's leading singular values",
+        ("sparsity", "epochs", "before", "pruned", "retrained", "spectrum kept",
+         "recovered", "recovered, least layer", "collapsed layers"),
+    )  # fmt: skip
+    for index in range(len(plan.rounds)):
+        rounds = [run["rounds"][index] for run in runs]
+        recovered = [list(one["recovered"].values()) for one in rounds]
+        shown.rows.append(
+            (
+                f"{rounds[0]['requested']:.1%}",
+                f"{rounds[0]['epochs']}",
+                *(
+                    mean_interval([one[f"accuracy_{part}"][TEST] for one in rounds]).show(100, 2)
+                    for part in ("before", "pruned", "retrained")
+                ),
+                percent([float(np.mean(list(one["kept"].values()))) for one in rounds]),
+                percent([float(np.mean(shares)) for shares in recovered]),
+                percent([min(shares) for shares in recovered]),
+                mean_interval(
+                    [float(sum(share < COLLAPSE for share in shares)) for shares in recovered]
+                ).show(),
+            )
+        )
+    return shown
+
+
+def percent(values: list[float]) -> str:
+    """A mean with its interval."""
+    return mean_interval(values).show(100) + " %"
+
+
+def compared(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A best recipe against the dense network and against the control, seed by seed."""
+    if plan.name != "best" or not plan.pruned:
+        return None
+    mine = [run for run in runs if run["plan"] == plan.label]
+    controls = [run for run in runs if run["plan"] == CONTROL]
+    pruned = [run["rounds"][-1]["accuracy_retrained"][TEST] for run in mine]
+    control = [run["rounds"][-1]["accuracy_retrained"][TEST] for run in controls]
+    dense = [run["dense"] for run in mine]
+    return {
+        "plan": plan.label,
+        "rounds": plan.rounds,
+        "rate": plan.rate,
+        "dense": mean_interval(dense),
+        "control": mean_interval(control),
+        "pruned": mean_interval(pruned),
+        "loss to dense": mean_interval([a - b for a, b in zip(dense, pruned, strict=True)]),
+        "loss to control": mean_interval([a - b for a, b in zip(control, pruned, strict=True)]),
+    }
+
+
+def best_table(best: list[dict[str, Any]]) -> Table:
+    """A row a recipe."""
+    columns = ("dense", "control", "pruned", "loss to dense", "loss to control")
+    shown = Table("Best recipe, test accuracy in %; losses in points", ("recipe", *columns))
+    for one in best:
+        rounds = ", ".join(f"{sparsity:.1%} ({epochs})" for sparsity, epochs in one["rounds"])
+        cells = (one[column].show(100, 2) for column in columns)
+        shown.rows.append((f"{one['plan']}: {rounds}", *cells))
+    return shown
+
+
+def figure(settings: Settings, runs: list[dict[str, Any]]) -> Any:
+    """Accuracy and spectra against the sparsity of the rounds, of each ladder."""
+    ladders = {run["plan"]: run for run in runs if run["name"] == "ladder"}
+    ladders = ladders or {run["plan"]: run for run in runs if run["plan"] != CONTROL}
+    drawn, axes = panels(f"Prune and retrain, {settings.label}", 3, len(ladders))
+    for place, plan in enumerate(ladders):
+        mine = [run for run in runs if run["plan"] == plan]
+        left = [1.0 - one["requested"] for one in mine[0]["rounds"]]
+        accuracies, kept_, recovered = axes[3 * place : 3 * place + 3]
+        for index, part in enumerate(("pruned", "retrained")):
+            found = np.array(
+                [[one[f"accuracy_{part}"][TEST] for one in run["rounds"]] for run in mine]
+            )
+            accuracies.plot(left, 100 * found.mean(0), **style(index), label=part)
+        dense = 100 * float(np.mean([run["dense"] for run in mine]))
+        accuracies.axhline(dense, color="grey", linewidth=0.8, label="dense")
+        accuracies.set(title=plan, ylabel="test accuracy (%)")
+        for axis, key in ((kept_, "kept"), (recovered, "recovered")):
+            for index, name in enumerate(mine[0]["rounds"][0][key]):
+                shares = np.array([[one[key][name] for one in run["rounds"]] for run in mine])
+                axis.plot(left, 100 * shares.mean(0), **style(index), label=name)
+            axis.axhline(100 * COLLAPSE, color="grey", linewidth=0.8)
+            axis.set(title=f"spectrum {key} (%)", ylim=(0, 102))
+        for axis in (accuracies, kept_, recovered):
+            axis.set(xlabel="share of weights left", xscale="log")
+            axis.invert_xaxis()
+        accuracies.legend(fontsize=7)
+        recovered.legend(fontsize=5 if len(mine[0]["rounds"][0]["kept"]) > 6 else 7)
+    return drawn

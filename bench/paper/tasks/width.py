@@ -1,0 +1,28 @@
+"""Does width change how soon spectra settle and how far one can prune?
+
+Multilayer perceptrons of two hidden layers, with and without batch normalisation.
+"""
+
+from functools import partial
+
+from bench.paper import sweep
+from bench.paper.jobs import Settings
+from bench.paper.networks import mlp
+from bench.paper.output import Result
+from bench.paper.training import Recipe
+
+WIDTHS = (25, 50, 100, 200, 400)
+RECIPE = Recipe(epochs=6, rate=1e-3, decay=0.05)
+
+
+def run(settings: Settings) -> Result:
+    """Every width with and without normalisation."""
+    variants = [
+        sweep.Variant(
+            f"{'normalised' if norm else 'plain'}, width {width}", RECIPE,
+            partial(mlp, 2, width, norm),
+        )
+        for norm in (False, True)
+        for width in WIDTHS
+    ]  # fmt: skip
+    return sweep.run("width", settings, variants)
