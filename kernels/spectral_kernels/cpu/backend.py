@@ -31,6 +31,8 @@ _NONE = np.empty(0, np.float32)
 #: Tasks that each hold a table of 2^18 counts, 1 MiB.
 _MAX_TABLES = 8
 _MAX_TASK_ENTRIES = 2**31
+#: Entries of a bin that a task keeps, to be sorted; a table serves where there are more.
+_MOST_GATHERED = 1 << 16
 #: Entries that are worth one more thread.
 _THREAD_ENTRIES = 1 << 16
 
@@ -77,9 +79,18 @@ class CPUBackend:
 
     def refine(self, A: Matrix, scoring: Scoring, cut: int) -> tuple[Int64, Int64]:
         with _threads(A) as tasks:
+            arguments = _arguments(A, scoring)
+            room = min(_MOST_GATHERED, -(-A.size // tasks))
+            found, held = kernels.gather(A.storage, *arguments, cut, room, tasks)
+            if cut > 0 and int(held.max()) <= room:
+                values = np.concatenate(
+                    [part[:count] for part, count in zip(found, held, strict=True)]
+                )
+                low, counts = np.unique(values, return_counts=True)
+                return low.astype(np.int64), counts
             tables = min(tasks, numba.get_num_threads(), _MAX_TABLES)
             tables = max(tables, -(-A.size // _MAX_TASK_ENTRIES))
-            total = kernels.refine(A.storage, *_arguments(A, scoring), cut, tables)
+            total = kernels.refine(A.storage, *arguments, cut, tables)
         low = np.flatnonzero(total)
         return low, total[low]
 

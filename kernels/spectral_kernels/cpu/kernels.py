@@ -119,19 +119,20 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
-    """How many entries of bin `cut` have each value of the low 18 bits; int64 (2^18,).
+def gather(src, kind, m, n, base, factors, weights, row, column, cut, room, tasks):
+    """The low 18 bits of the entries of bin `cut`, uint32 (tasks, room), and how many a task found.
 
-    A task counts in uint32: it must see fewer than 2^32 entries.
+    A task that finds more than `room` goes on counting, but keeps no more.
     """
     per_row = (n + BLOCK - 1) // BLOCK
     units = m * per_row
-    counts = np.zeros((tasks, _VALUES), np.uint32)
+    found, held = np.empty((tasks, room), np.uint32), np.zeros(tasks, np.int64)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
-        count = counts[task]
+        mine = found[task]
         eights = np.empty(BLOCK // 8 + 1, np.uint64)
         hits = eights.view(np.uint8)
+        at = 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
             size = min(BLOCK, n - j)
@@ -147,7 +148,36 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
                 if eights[eight] != 0:
                     for k in range(8 * eight, 8 * eight + 8):
                         if hits[k]:
-                            count[bits[k] & _LOW_MASK] += 1
+                            if at < room:
+                                mine[at] = bits[k] & _LOW_MASK
+                            at += 1
+        held[task] = at
+    return found, held
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
+    """How many entries of bin `cut` have each value of the low 18 bits; int64 (2^18,).
+
+    For a crowded bin, as ties make it. A task counts in uint32: it must see fewer than 2^32
+    entries.
+    """
+    per_row = (n + BLOCK - 1) // BLOCK
+    units = m * per_row
+    counts = np.zeros((tasks, _VALUES), np.uint32)
+    for task in prange(tasks):
+        a, s, scratch = line(), line(), line()
+        count = counts[task]
+        for unit in range(units * task // tasks, units * (task + 1) // tasks):
+            i, j = place(unit, per_row, m, factors)
+            size = min(BLOCK, n - j)
+            _, scores = scored_block(
+                src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
+            )
+            bits = scores.view(np.uint32)
+            for k in range(size):
+                if (bits[k] & NO_SIGN) >> _LOW_BITS == cut:
+                    count[bits[k] & _LOW_MASK] += 1
     total = np.zeros(_VALUES, np.int64)
     for task in range(tasks):
         total += counts[task]
