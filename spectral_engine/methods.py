@@ -71,6 +71,11 @@ class Method:
         return self.score != "magnitude"
 
     @property
+    def plain(self) -> bool:
+        """Whether magnitudes, a law and a budget are all there is to it."""
+        return self.score == "magnitude" and self.refit is None
+
+    @property
     def needs_inputs(self) -> bool:
         """Whether the refit needs calibration inputs."""
         return self.refit is not None and REFITS[self.refit].needs_inputs

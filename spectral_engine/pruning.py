@@ -27,6 +27,7 @@ from spectral_engine.output_bias import add_to_bias, bias_of
 from spectral_engine.report import LayerReport, PruneReport, layer_report
 from spectral_engine.selection import Selector
 from spectral_engine.single import DEFAULT_SPARSITY, Sparsified, given, sparsify
+from spectral_engine.together import goes_together, sparsified_together
 
 
 def prune(
@@ -147,12 +148,21 @@ def prune(
         for step in steps:
             if step.layer.parameter.dtype == torch.float16:
                 _sparsify_layer(step, method, shares[step.layer.name], rank, options)
+    chosen = _method(method, options)
+    plain = calibration is None and pattern is None and group == "tensor" and chosen.plain
+    grouped = [layer for layer in layers if plain and goes_together(layer)]
+    together = sparsified_together(grouped, chosen, shares, seed)
+    grouped_names = {layer.name for layer in grouped}
     done: list[Layer] = []
     try:
         with nullcontext(_ignore) if calibration is None else restored_on_error(done) as save:
             for step in steps:
-                share = shares[step.layer.name]
-                row = _prune_layer(step, method, share, rank, measure, options, save)
+                if step.layer.name in grouped_names:
+                    out = next(together)
+                else:
+                    share = shares[step.layer.name]
+                    out = _sparsify_layer(step, method, share, rank, options)
+                row = _prune_layer(step, _without_masked(step.layer, out), measure, save)
                 done.append(step.layer)
                 report.layers.append(row)
                 if progress is not None:
@@ -222,7 +232,7 @@ def start_report(
 def _sparsify_layer(
     step: Calibrated, method: str, sparsity: float, rank: int | None, options: dict[str, Any]
 ) -> Sparsified:
-    """The layer's matrices, sparse; an entry that a mask keeps zero stays zero."""
+    """The layer's matrices, sparse."""
     layer, moments = step.layer, step.moments
     weight = layer.matrices()
     rank = clamp_rank(rank, weight[0] if layer.view.batch else weight)
@@ -252,6 +262,11 @@ def _sparsify_layer(
             out = sparsify_each(weight, one, layer.name, moments)
     except ValueError as error:
         raise ValueError(f"model: {layer.name}: {error}") from error
+    return out
+
+
+def _without_masked(layer: Layer, out: Sparsified) -> Sparsified:
+    """The same with zeros where a mask keeps them."""
     mask = mask_of(layer.parameter)
     if mask is None:
         return out
@@ -263,15 +278,11 @@ def _sparsify_layer(
 
 def _prune_layer(
     step: Calibrated,
-    method: str,
-    sparsity: float,
-    rank: int | None,
+    out: Sparsified,
     measure: bool,
-    options: dict[str, Any],
     save: Callable[[torch.Tensor], None],
 ) -> LayerReport:
     layer = step.layer
-    out = _sparsify_layer(step, method, sparsity, rank, options)
     errors = None
     if measure:
         batch = layer.view.batch

@@ -204,12 +204,32 @@ def sparsify(
         nnz = int(torch.count_nonzero(values))
     if moments is not None and bias_correction:
         shift = bias_shift(as_matrix(weight), as_matrix(sparse.weight), moments)
+    report = made_report(
+        weight, sparse, chosen, wanted, nnz, time.perf_counter() - start,
+        rank=used_rank, group=group, pattern=pattern,
+    )  # fmt: skip
+    return Sparsified(sparse.weight, report, shift)
+
+
+def made_report(
+    weight: Any,
+    sparse: spectral_kernels.Sparse,
+    chosen: Method,
+    wanted: float,
+    nnz: int,
+    seconds: float,
+    *,
+    rank: int | None = None,
+    group: str = "tensor",
+    pattern: str | None = None,
+) -> SparsifyReport:
+    """The report of what the kernels made of a weight; the nonzeros are those after a refit."""
     size = math.prod(weight.shape)
-    report = SparsifyReport(
-        method=method,
+    return SparsifyReport(
+        method=chosen.name,
         law=chosen.law,
         rescale=chosen.rescale,
-        rank=used_rank,
+        rank=rank,
         group=group,
         requested=float(wanted),
         pattern=pattern,
@@ -217,10 +237,9 @@ def sparsify(
         nnz=nnz,
         size=size,
         c=sparse.c,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         _pair=(weight, sparse.weight),
     )
-    return Sparsified(sparse.weight, report, shift)
 
 
 def spectral_score(

@@ -117,9 +117,10 @@ class Settings:
 def run_all(settings: Settings, works: Sequence[partial[Any]]) -> list[Any]:
     """The results of all works, in order; `workers` of them at a time, each with one thread."""
     settings.images()  # a mistake in the folder shows here, before anything is started
-    with _one_thread():
-        if settings.workers == 1 or len(works) == 1:
+    if settings.workers == 1 or len(works) == 1:
+        with _one_torch_thread():
             return [work() for work in works]
+    with _one_thread():
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(settings.workers, context, _start_worker) as pool:
             waiting = [pool.submit(work) for work in works]
@@ -144,15 +145,27 @@ def say(settings: Settings, seed: int, what: str) -> Callable[[str], None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch here and for all that a new process loads."""
-    before, threads = {name: os.environ.get(name) for name in _THREADS}, torch.get_num_threads()
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+def _one_torch_thread() -> Iterator[None]:
+    """One thread for torch here; how many others have changes no bit."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for all that a new process loads.
+
+    For new processes alone: Numba refuses a change where it has started its threads.
+    """
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
