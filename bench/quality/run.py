@@ -1,0 +1,131 @@
+"""Measure settings on a network, one row a line of a file that a later run goes on with."""
+
+import copy
+import json
+import random
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import spectral_engine as se
+from bench.quality.grid import Setting, settings
+from bench.quality.network import Network
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; of two for the same measurement the later one.
+
+    A line that a stopped run left unfinished is passed over: that measurement is made again.
+    """
+    if not path.exists():
+        return []
+    found = {}
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[_key(row)] = row
+    return list(found.values())
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a line in one piece, so that several runs may share the file.
+
+    The end of line comes first: it also ends what a stopped run left unfinished.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", buffering=1 << 20) as file:
+        file.write("\n" + json.dumps(row))
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return (row["network"], row["label"], row["sparsity"], row["seed"])
+
+
+def dense_row(network: Network) -> Row:
+    """The row of the network as it is, which also carries what its data are."""
+    score = network.score(network.model)
+    common = {"network": network.name, "label": "dense", "sparsity": 0.0, "seed": 0}
+    return {**common, "score": score, "data": network.data}
+
+
+def resample(batches: Sequence[Any], seed: int) -> list[Any]:
+    """All batches under seed 0, as many drawn with replacement (a bootstrap) under others."""
+    if seed == 0:
+        return list(batches)
+    return random.Random(seed).choices(batches, k=len(batches))
+
+
+def measure(network: Network, setting: Setting, sparsity: float, seed: int) -> Row:
+    """Prune a copy of the network and score it; what `prune` refuses is a row that says so."""
+    model = copy.deepcopy(network.model)
+    options = dict(setting.options)
+    if setting.calibrated:
+        options["calibration"] = resample(network.calibration, seed)
+    row: Row = {
+        "network": network.name,
+        "label": setting.label,
+        "sparsity": sparsity,
+        "seed": seed,
+        "setting": vars(setting),
+    }
+    start = time.perf_counter()
+    try:
+        report = se.prune(
+            model,
+            sparsity=sparsity,
+            seed=seed,
+            targets=network.targets,
+            ignore=network.ignore or None,
+            **options,
+        )
+    except ValueError as error:
+        return {**row, "refused": str(error)}
+    seconds = time.perf_counter() - start
+    return {
+        **row,
+        "reached": report.sparsity,
+        "seconds": seconds,
+        "score": network.score(model),
+    }
+
+
+def plan(
+    patterns: Sequence[str], sparsities: Sequence[float], seeds: int
+) -> list[tuple[Setting, float, int]]:
+    """All measurements: the first seed of everything before the second of anything."""
+    chosen = list(settings(patterns))
+    return [
+        (setting, sparsity, seed)
+        for seed in range(seeds)
+        for setting in chosen
+        for sparsity in sparsities
+        if seed == 0 or setting.varies
+    ]
+
+
+def run(
+    network: Network,
+    measurements: Iterable[tuple[Setting, float, int]],
+    path: Path,
+    seconds: float,
+) -> int:
+    """Measure what the file lacks until the time is up; how many measurements are still missing."""
+    done = {_key(row) for row in read_rows(path)}
+    if (network.name, "dense", 0.0, 0) not in done:
+        append_row(path, dense_row(network))
+    missing = [
+        (setting, sparsity, seed)
+        for setting, sparsity, seed in measurements
+        if (network.name, setting.label, sparsity, seed) not in done
+    ]
+    end = time.monotonic() + seconds
+    for i, measurement in enumerate(missing):
+        if time.monotonic() >= end:
+            return len(missing) - i
+        append_row(path, measure(network, *measurement))
+    return 0
