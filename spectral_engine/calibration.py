@@ -28,9 +28,9 @@ from spectral_engine.forward_passes import (
     ending,
     evaluating,
     finite_batches,
-    hooked,
     until_end,
 )
+from spectral_engine.layer_inputs import Call
 from spectral_engine.layers import Layer
 from spectral_engine.moments import Accumulator, Moments, moment_bytes
 from spectral_engine.stages import Key, Source, Stage, features_of, sources_of, stages_of, trace_of
@@ -147,9 +147,9 @@ class Calibration:
             for stage, total in zip(stages, sums, strict=True):
                 for source in stage.sources:
                     hook = _adding(source, stage.layers[0], total, twin)
-                    stack.enter_context(hooked(source.module, hook))
+                    stack.enter_context(source.hooked(hook))
             if end is not None:
-                stack.enter_context(hooked(end.module, ending))
+                stack.enter_context(end.hooked(ending))
             for batch in self._checked_batches():
                 if twin is not None:
                     twin.see(self._run, batch)
@@ -198,18 +198,18 @@ class _Twin:
         for stage in self._stages:
             for source in stage.sources:
                 module = self._model.get_submodule(source.name)
-                self._stack.enter_context(hooked(module, self._keeping(source)))
+                self._stack.enter_context(source.hooked(self._keeping(source), module))
         end = self._stages[0].end if len(self._stages) == 1 else None
         if end is not None:
-            self._stack.enter_context(hooked(self._model.get_submodule(end.name), ending))
+            self._stack.enter_context(end.hooked(ending, self._model.get_submodule(end.name)))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _keeping(self, source: Source) -> Hook:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            found = source.inputs.find((args, kwargs))
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+            found = source.inputs.find(Call(args, kwargs, output))
             if found is not None:
                 self._seen.setdefault(source.key, []).append(found.detach())
 
@@ -235,8 +235,8 @@ def _adding(source: Source, layer: Layer, total: Accumulator, twin: _Twin | None
     """A hook that adds a call's inputs to the sums."""
     n = layer.matrices().shape[-1]
 
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        found = source.inputs.find((args, kwargs))
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        found = source.inputs.find(Call(args, kwargs, output))
         if found is None:
             return
         rows = source.inputs.rows

@@ -10,14 +10,15 @@ from torch import nn
 
 #: Runs a model over one batch.
 Forward = Callable[[nn.Module, Any], Any]
-Hook = Callable[[nn.Module, Any, Any], None]
+#: Called with a module, its arguments and, once its forward is over, its output.
+Hook = Callable[..., None]
 
 
 class _EndReachedError(Exception):
     """Ends a forward pass that has nothing more to show."""
 
 
-def ending(module: nn.Module, args: Any, kwargs: Any) -> None:
+def ending(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
     """A hook that ends the pass; see `until_end`."""
     raise _EndReachedError
 
@@ -31,9 +32,17 @@ def until_end(run: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
-    """hook(module, args, kwargs) before each forward of the module."""
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+def hooked(module: nn.Module, hook: Hook, after: bool = False) -> Iterator[None]:
+    """hook(module, args, kwargs) before each forward of the module, or with its output `after` it.
+
+    It sees what the forward itself takes and gives: other hooks may change arguments before it,
+    and the output only behind it. `ending` lets all others see the call first.
+    """
+    if after:
+        first = hook is not ending
+        handle = module.register_forward_hook(hook, with_kwargs=True, prepend=first)
+    else:
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Where the inputs of a layer's matrix can be seen: in the arguments of its module's forward.
+"""Where the inputs of a layer's matrix can be seen: in a call of its module's forward.
 
 The inputs of a matrix (m, n) are the vectors x of n features that its rows are multiplied with:
 
@@ -9,29 +9,41 @@ The inputs of a matrix (m, n) are the vectors x of n features that its rows are 
 | Bilinear                         | the outer products of its two inputs                        |
 | MultiheadAttention               | q, k, v: its query, key and value                           |
 | RNN, LSTM, GRU                   | input matrices of the first layer: its input                |
+|                                  | recurrent ones of the last layer: its output a step before  |
 | RNNCell, LSTMCell, GRUCell       | its input, and the hidden state                             |
 
-Hidden from hooks, and so not calibrated: recurrent matrices and later layers of RNN, LSTM and GRU,
-whose states never leave one fused call; the out_proj of MultiheadAttention, whose forward is not
-called; embeddings, whose inputs are indices; and parameters that a module of an unknown class uses.
+Hidden from hooks, and so not calibrated: all else of RNN, LSTM and GRU, whose states between layers
+and before a projection never leave one fused call; the out_proj of MultiheadAttention, whose
+forward is not called; embeddings, whose inputs are indices; and parameters that a module of an
+unknown class uses.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 #: Entries of the unfolded windows that are made at once.
 _CHUNK = 1 << 20
 
-Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class Call(NamedTuple):
+    """A call of a module: its arguments, and its output once it is over."""
+
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    output: Any = None
+
+
+Find = Callable[[Call], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -39,13 +51,15 @@ class Inputs:
     """How a matrix's inputs are read off a call of its module.
 
     slot: which of them, such as "query"; matrices of one module and slot share their inputs
-    find: from the call's arguments to the tensor that holds them, None if there is none
+    find: from the call to the tensor that holds them, None if there is none
     rows: from that tensor to parts (N, n), or (b, N, n) for a batch of matrices
+    after: whether they are only seen once the call is over
     """
 
     slot: str
-    find: Callable[[Arguments], torch.Tensor | None]
+    find: Find
     rows: Callable[[torch.Tensor], Iterator[torch.Tensor]]
+    after: bool = False
 
 
 def inputs_of(module: nn.Module, local_name: str, part: str = "") -> Inputs | str:
@@ -71,18 +85,21 @@ def inputs_of(module: nn.Module, local_name: str, part: str = "") -> Inputs | st
     if isinstance(module, nn.RNNBase):
         if local_name.startswith("weight_ih_l0"):
             return Inputs("input", _argument(0, "input"), flat)
+        if local_name.startswith(f"weight_hh_l{module.num_layers - 1}"):
+            reverse = local_name.endswith("_reverse")
+            slot = "hidden, reverse" if reverse else "hidden"
+            return Inputs(slot, _states_of(module, reverse), flat, after=True)
         return f"the inputs of {local_name} stay inside {kind}"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "the inputs of an embedding are indices"
     return f"it is not known where {kind} has the inputs of {local_name}"
 
 
-def _argument(place: int, *names: str) -> Callable[[Arguments], torch.Tensor | None]:
-    def find(call: Arguments) -> torch.Tensor | None:
-        args, kwargs = call
-        found = args[place] if place < len(args) else None
+def _argument(place: int, *names: str) -> Find:
+    def find(call: Call) -> torch.Tensor | None:
+        found = call.args[place] if place < len(call.args) else None
         for name in names:
-            found = kwargs.get(name) if found is None else found
+            found = call.kwargs.get(name) if found is None else found
         if isinstance(found, PackedSequence):
             return found.data
         return found if isinstance(found, torch.Tensor) else None
@@ -90,16 +107,47 @@ def _argument(place: int, *names: str) -> Callable[[Arguments], torch.Tensor | N
     return find
 
 
-def _hidden(call: Arguments) -> torch.Tensor | None:
-    """The hidden state that a cell is called with; where it is left out it is zero."""
-    args, kwargs = call
-    state = args[1] if len(args) > 1 else kwargs.get("hx")
+def _hidden(call: Call) -> torch.Tensor | None:
+    """The hidden state that a recurrent call begins with; where it is left out it is zero."""
+    state = call.args[1] if len(call.args) > 1 else call.kwargs.get("hx")
     if isinstance(state, tuple):
         state = state[0]
     return state if isinstance(state, torch.Tensor) else None
 
 
-def _outer(call: Arguments) -> torch.Tensor | None:
+def _states_of(module: nn.RNNBase, reverse: bool) -> Find:
+    """The states that each step of the last layer, in one direction, starts from.
+
+    They are what the step before has put out: the output, moved on by a step, the other way in
+    reverse, with the state that the call begins with at the end that this leaves free.
+    """
+    place = -1 if reverse or not module.bidirectional else -2
+    size = module.proj_size or module.hidden_size
+
+    def find(call: Call) -> torch.Tensor | None:
+        output = call.output[0] if isinstance(call.output, tuple) else None
+        lengths = None
+        if isinstance(output, PackedSequence):
+            output, lengths = pad_packed_sequence(output)
+        if not isinstance(output, torch.Tensor):
+            return None
+        if module.batch_first and lengths is None and output.ndim == 3:
+            output = output.transpose(0, 1)
+        states = output[..., size:] if reverse else output[..., :size]
+        given = _hidden(call)
+        first = torch.zeros_like(states[0]) if given is None else given[place]
+        before = (states[1:], first[None]) if reverse else (first[None], states[:-1])
+        starts = torch.cat(before)
+        if lengths is None:
+            return starts
+        if reverse:  # each sequence begins at its own end
+            starts[lengths - 1, torch.arange(len(lengths))] = first
+        return starts[torch.arange(len(starts))[:, None] < lengths]
+
+    return find
+
+
+def _outer(call: Call) -> torch.Tensor | None:
     first, second = (_argument(i, f"input{i + 1}")(call) for i in range(2))
     if first is None or second is None:
         return None

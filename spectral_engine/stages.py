@@ -4,7 +4,7 @@ Layers that see the same inputs, such as query, key and value, make one stage.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from spectral_engine.forward_passes import Hook, evaluating, hooked
-from spectral_engine.layer_inputs import Inputs, inputs_of
+from spectral_engine.layer_inputs import Call, Inputs, inputs_of
 from spectral_engine.layers import Layer
 from spectral_engine.output_bias import bias_of
 
@@ -31,6 +31,10 @@ class Source:
     def key(self) -> Key:
         """Equal for the same inputs of the same module."""
         return id(self.module), self.inputs.slot
+
+    def hooked(self, hook: Hook, module: nn.Module | None = None) -> AbstractContextManager[None]:
+        """The hook, where the inputs can be seen; at that place of another module if given."""
+        return hooked(module or self.module, hook, self.inputs.after)
 
 
 @dataclass
@@ -62,22 +66,26 @@ class Trace:
     def seeing(self, source: Source) -> Hook:
         """A hook that notes a call, and whether its input was also that of the call before."""
 
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            found = source.inputs.find((args, kwargs))
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+            found = source.inputs.find(Call(args, kwargs, output))
             if found is None:
                 return
-            version = None if found.is_inference() else found._version
-            now = (source.inputs.rows, version, found)
-            previous, self._previous = self._previous, source.key
-            same = bool(self._last) and now[:2] == self._last[:2] and found is self._last[2]
-            if same and previous is not None and previous != source.key:
-                counts = self._alike.setdefault(source.key, {})
-                counts[previous] = counts.get(previous, 0) + 1
-            self._last = now
+            if not source.inputs.after:  # else nobody else has them
+                self._compare(source, found)
             self.place.setdefault(source.key, len(self.calls))
             self.calls.append(source.key)
 
         return hook
+
+    def _compare(self, source: Source, found: torch.Tensor) -> None:
+        version = None if found.is_inference() else found._version
+        now = (source.inputs.rows, version, found)
+        previous, self._previous = self._previous, source.key
+        same = bool(self._last) and now[:2] == self._last[:2] and found is self._last[2]
+        if same and previous is not None and previous != source.key:
+            counts = self._alike.setdefault(source.key, {})
+            counts[previous] = counts.get(previous, 0) + 1
+        self._last = now
 
     def forget_tensors(self) -> None:
         """Let go of the last input."""
@@ -119,7 +127,7 @@ def trace_of(
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         for source in sources.values():
-            stack.enter_context(hooked(source.module, trace.seeing(source)))
+            stack.enter_context(source.hooked(trace.seeing(source)))
         for batch in batches:
             run(model, batch)
             trace.forget_tensors()

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import spectral_engine as se
 from spectral_engine.calibration import Calibration
-from spectral_engine.layer_inputs import inputs_of
+from spectral_engine.layer_inputs import Call, inputs_of
 from spectral_engine.layers import find_layers
 from spectral_engine.methods import REFITS
 from spectral_engine.moments import PANEL, Accumulator, Moments
@@ -106,7 +106,7 @@ def calls(module: nn.Module, *arguments):
     handle = module.register_forward_pre_hook(lambda m, a, k: seen.append((a, k)), with_kwargs=True)
     output = module(*arguments)
     handle.remove()
-    return seen[0], output
+    return Call(*seen[0]), output
 
 
 def test_inputs_of_other_layers():

@@ -1,5 +1,7 @@
 """The CPU kernels against the oracle, bit for bit."""
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -349,3 +351,15 @@ def test_draws_match_the_stream_entry_by_entry() -> None:
     t = float(oracle.probabilities(A, Shape.L1, solved)[0, 0])
     got = sparsify(A, sparsity=0.6, law="l1", seed=77, stream=88, row_offset=2**35, column_offset=2)
     np.testing.assert_array_equal(got.weight != 0, u < t)
+
+
+def test_torch_keeps_its_threads() -> None:
+    """Numba's start, which sets the number of threads of an OpenMP library shared with torch."""
+    probe = (
+        "import torch, spectral_kernels\n"
+        "for threads in (1, 3):\n"
+        "    torch.set_num_threads(threads)\n"
+        "    spectral_kernels.sparsify(torch.randn(9, 7), sparsity=0.5, law='l1')\n"
+        "    assert torch.get_num_threads() == threads, torch.get_num_threads()\n"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True)

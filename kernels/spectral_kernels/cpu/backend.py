@@ -1,5 +1,6 @@
 """The CPU backend: NumPy arrays and torch CPU tensors, without a copy, to the Numba kernels."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -214,7 +215,9 @@ def _threads(A: Matrix) -> Iterator[int]:
 
     Waking threads costs more than a small matrix does, most of all where others use the cores.
     """
-    allowed = numba.get_num_threads()
+    torch = sys.modules.get("torch")
+    torch_threads = 0 if torch is None else torch.get_num_threads()
+    allowed = numba.get_num_threads()  # which starts the threads, if none have been
     used = max(1, min(allowed, A.size // _THREAD_ENTRIES))
     numba.set_num_threads(used)
     try:
@@ -222,6 +225,9 @@ def _threads(A: Matrix) -> Iterator[int]:
         yield 1 if used == 1 else 4 * used
     finally:
         numba.set_num_threads(allowed)
+        # Where both use one OpenMP library, Numba's start sets the number for torch as well.
+        if torch is not None and torch.get_num_threads() != torch_threads:
+            torch.set_num_threads(torch_threads)
 
 
 def _arguments(A: Matrix, scoring: Scoring) -> tuple[Any, ...]:
