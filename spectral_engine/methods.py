@@ -6,6 +6,7 @@
 | randomized   | |A|                  | l1        | A / p, unbiased      |
 | principal    | |B| mixed with |A|   | threshold | A                    |
 | aligned      | max(A * B, 0)        | threshold | A                    |
+| auto         | |A|                  | threshold | A, see `automatic`   |
 
 `law`, `rescale` and `mixture` override a preset's own. Yao, Yu, Koutis (arXiv 2307.08982) call the
 first three thresholding, randomized and principal-component sparsification; theirs draws with
@@ -42,8 +43,8 @@ class Refit:
     copies: int = 1
 
 
-#: How kept entries are adjusted, see `refit`. Those that may choose the mask do so where the method
-#: is "magnitude" and nothing is drawn; elsewhere they adjust the method's.
+#: How kept entries are adjusted, see `refit`. Those that may choose the mask do so the score
+#: is the magnitude and nothing is drawn; elsewhere they adjust the method's.
 REFITS: dict[str, Refit] = {
     "scale": Refit(),
     "spectral": Refit(),
@@ -92,7 +93,22 @@ PRESETS: dict[str, Method] = {
     "randomized": Method("randomized", "magnitude", "l1", rescale=True),
     "principal": Method("principal", "mixture", "threshold", rescale=False, mixture=0.5),
     "aligned": Method("aligned", "aligned", "threshold", rescale=False),
+    "auto": Method("auto", "magnitude", "threshold", rescale=False),
 }
+
+
+def automatic(
+    method: str, calibrated: bool, refit: str | None, group: str, pattern: str | None
+) -> tuple[str | None, str]:
+    """Refit and group as they are, or for method "auto" those that docs/quality.md speaks for.
+
+    With calibration inputs each row has the same sparsity, unless there is a pattern, and "admm"
+    finds the mask, unless another refit is asked for. Without them "auto" is "magnitude": of all
+    else that needs no inputs nothing was never below it.
+    """
+    if method != "auto" or not calibrated:
+        return refit, group
+    return refit or "admm", group if pattern is not None else "row"
 
 
 def resolve(

@@ -28,7 +28,13 @@ PACKAGES = ("torch", "triton", "numba", "numpy")
 PASSES = 3
 #: Machine instructions for an entry, of the float32 kernels on sm_90 (`bench/sass.py`): the
 #: histogram, then the kernel that keeps the largest or the one that draws.
-INSTRUCTIONS = {"magnitude": 18 + 12, "randomized": 18 + 30, "principal": 30, "aligned": 30}
+INSTRUCTIONS = {
+    "auto": 18 + 12,
+    "magnitude": 18 + 12,
+    "randomized": 18 + 30,
+    "principal": 30,
+    "aligned": 30,
+}
 #: A model's weights are all made at once where they take up at most this share of free memory.
 MEMORY_SHARE = 0.5
 #: The side of the matrices whose product says how fast the device multiplies.

@@ -20,7 +20,7 @@ from spectral_engine.mask import mask_of
 from spectral_engine.masks import keep_zeros
 from spectral_engine.masks import masks as current_masks
 from spectral_engine.matrices import check_rank
-from spectral_engine.methods import REFITS, Method, resolve
+from spectral_engine.methods import REFITS, Method, automatic, resolve
 from spectral_engine.moments import Moments
 from spectral_engine.originals import restored_on_error
 from spectral_engine.output_bias import add_to_bias, bias_of
@@ -139,11 +139,13 @@ def prune(
         report.requested = mean_sparsity((shares[one.name], one.weight.numel()) for one in layers)
     steps: Iterable[Calibrated] = [Calibrated(layer, None) for layer in layers]
     if calibration is not None:
+        refit, group = automatic(method, True, refit, group, pattern)
         steps = inputs = Calibration(
             model, layers, calibration, forward, sequential, asymmetric, max_bytes,
             bias_correction, 1 if refit is None else REFITS[refit].copies,
         )  # fmt: skip
         report.options |= {"sequential": inputs.sequential, "asymmetric": asymmetric}
+        report.options |= {"refit": refit, "group": group}
     elif report.options["rescale"] or refit is not None:
         for step in steps:
             if step.layer.parameter.dtype == torch.float16:

@@ -13,7 +13,7 @@ from spectral_kernels.svd import randomized_svd
 
 from spectral_engine.errors import Errors, errors
 from spectral_engine.matrices import as_matrix, as_tensor, check_rank, frobenius_norm
-from spectral_engine.methods import Method, resolve
+from spectral_engine.methods import Method, automatic, resolve
 from spectral_engine.moments import Moments
 from spectral_engine.refit import Budget, bias_shift, refitted
 
@@ -132,7 +132,7 @@ def sparsify(
     Args:
         weight: NumPy array, torch tensor (CPU or CUDA) or CuPy array of two or more dimensions,
             float16, bfloat16, float32 or float64; seen as the matrix (shape[0], -1).
-        method: "magnitude", "randomized", "principal" or "aligned"; see `methods`.
+        method: "magnitude", "randomized", "principal", "aligned" or "auto"; see `methods`.
         sparsity: fraction of zeros, in [0, 1), by default 0.9. Exact where the method keeps the
             largest; where it draws, the expected count is within 1e-3 and the count itself within
             sampling noise. A pattern "N:M" has one of its own, (M - N) / M.
@@ -158,6 +158,7 @@ def sparsify(
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
+    refit, group = automatic(method, inputs is not None, refit, group, pattern)
     chosen = resolve(
         method,
         law=law,

@@ -20,6 +20,7 @@ def test_presets_are_the_documented_rows():
         "randomized": ("magnitude", "l1", True, False),
         "principal": ("mixture", "threshold", False, True),
         "aligned": ("aligned", "threshold", False, True),
+        "auto": ("magnitude", "threshold", False, False),
     }
 
 
@@ -30,7 +31,7 @@ def test_law_overrides(method, law):
     chosen = resolve(method, law=law)
     assert chosen.law == law
     assert chosen.score == PRESETS[method].score
-    assert chosen.rescale == (law != "threshold" and method in ("magnitude", "randomized"))
+    assert chosen.rescale == (law != "threshold" and method in ("magnitude", "randomized", "auto"))
 
 
 def test_explicit_rescale_wins():
