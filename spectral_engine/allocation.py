@@ -162,13 +162,17 @@ def check_allocation(
     """
     if not isinstance(kind, str) or kind not in ALLOCATIONS:
         raise ValueError(f"allocation: expected one of {', '.join(ALLOCATIONS)}; got {kind!r}")
-    for value, name, upper in ((floor, "floor", "density"), (max_error, "max_error", "error")):
+    ranges = (
+        (floor, "floor", "relative density in [0, 1]", 1.0),
+        (max_error, "max_error", "relative error in [0, 1)", np.nextafter(1.0, 0.0)),
+    )
+    for value, name, expected, most in ranges:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
             raise TypeError(f"{name}: expected a number or None; got {type(value).__name__}")
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{name}: expected a relative {upper} in [0, 1); got {value!r}")
+        if not 0.0 <= value <= most:
+            raise ValueError(f"{name}: expected a {expected}; got {value!r}")
     if max_error is None:
         spectral_kernels.entries_to_keep(1, sparsity)
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 #: Runs a model over one batch.
 Forward = Callable[[nn.Module, Any], Any]
@@ -126,7 +127,7 @@ def tensors_of(batch: Any) -> Iterator[torch.Tensor]:
 
 def moved(batch: Any, device: torch.device | None) -> Any:
     """The batch on a device; what is no tensor, tuple, list or dictionary stays as it is."""
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, torch.Tensor | PackedSequence):  # the latter a tuple that moves itself
         return batch if device is None else batch.to(device)
     if isinstance(batch, Mapping):
         return {key: moved(value, device) for key, value in batch.items()}

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import spectral_engine as se
 from spectral_engine.calibration import Calibration
+from spectral_engine.forward_passes import moved
 from spectral_engine.layer_inputs import Call, inputs_of
 from spectral_engine.layers import find_layers
 from spectral_engine.methods import REFITS
@@ -141,7 +142,7 @@ def test_inputs_of_other_layers():
     assert inputs_of(nn.MultiheadAttention(8, 2), "in_proj_weight", "v").find(call) is v
 
     lstm = nn.LSTM(3, 4)
-    packed = nn.utils.rnn.pack_sequence([torch.randn(3, 3), torch.randn(2, 3)])
+    packed = pack_sequence([torch.randn(3, 3), torch.randn(2, 3)])
     call, _ = calls(lstm, packed)
     assert inputs_of(lstm, "weight_ih_l0", "cell").find(call) is packed.data
 
@@ -710,3 +711,11 @@ def test_moments_of_a_batch():
     se.prune(model, sparsity=0.6, calibration=x, group="row", refit="least-squares")
     errors = [float((network(x).detach() - expected).square().sum()) for network in (model, plain)]
     assert errors[0] < errors[1]
+
+
+def test_a_packed_sequence_moves_whole():
+    """Catches a packed batch taken apart as a tuple, with its lengths on the device."""
+    packed = pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
+    there = moved({"input": packed}, torch.device("meta"))["input"]
+    assert there.data.is_meta
+    assert there.batch_sizes.device.type == "cpu"
