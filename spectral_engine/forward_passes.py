@@ -127,8 +127,10 @@ def tensors_of(batch: Any) -> Iterator[torch.Tensor]:
 
 def moved(batch: Any, device: torch.device | None) -> Any:
     """The batch on a device; what is no tensor, tuple, list or dictionary stays as it is."""
-    if isinstance(batch, torch.Tensor | PackedSequence):  # the latter a tuple that moves itself
-        return batch if device is None else batch.to(device=device)
+    if isinstance(batch, PackedSequence):  # a tuple, but its lengths stay on the CPU
+        return batch if device is None else batch.to(device)  # type: ignore[arg-type]
+    if isinstance(batch, torch.Tensor):
+        return batch if device is None else batch.to(device)
     if isinstance(batch, Mapping):
         return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
