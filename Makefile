@@ -65,12 +65,12 @@ check: $(STAMP) ## lint, formatting, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-clean: ## remove caches, builds and results
-	@rm -rf build dist demo-out .benchmarks .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove caches and builds
+	@rm -rf build dist demo-out .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv as well
-	@rm -rf $(VENV)
+distclean: clean ## remove .venv as well, and what was measured and trained (.benchmarks)
+	@rm -rf $(VENV) .benchmarks
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) -c '$(MODERN)' || { \
