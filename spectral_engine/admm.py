@@ -13,7 +13,7 @@ The values come from `least_squares` on the mask found, as in the paper.
 from collections.abc import Callable
 
 import torch
-from spectral_kernels._arrays import full_precision
+from spectral_kernels.precision import full_precision
 
 from spectral_engine.moments import Moments
 

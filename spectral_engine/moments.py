@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from spectral_kernels._arrays import full_precision
+from spectral_kernels.precision import full_precision
 
 from spectral_engine.matrices import as_tensor
 

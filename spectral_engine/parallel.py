@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 import torch
-from spectral_kernels._arrays import full_precision
+from spectral_kernels.precision import full_precision
 
 Item = TypeVar("Item")
 

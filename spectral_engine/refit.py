@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import spectral_kernels
 import torch
-from spectral_kernels._arrays import full_precision
 from spectral_kernels.norms import spectral_norm
 from spectral_kernels.patterns import Blocks, parse_pattern
+from spectral_kernels.precision import full_precision
 from spectral_kernels.svd import randomized_svd
 
 from spectral_engine.admm import admm_mask

@@ -18,13 +18,13 @@ from spectral_kernels._arrays import (
     Array,
     Namespace,
     as_matrices,
-    full_precision,
     largest_entries,
     namespace,
     test_matrix,
 )
 from spectral_kernels._operators import Operator, matrix
 from spectral_kernels._validation import positive_integer, require_seed
+from spectral_kernels.precision import full_precision
 from spectral_kernels.stream import stream_id
 
 #: The stream of the start vectors.

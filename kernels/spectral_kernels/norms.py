@@ -15,7 +15,6 @@ from spectral_kernels._arrays import (
     Array,
     Namespace,
     as_matrices,
-    full_precision,
     largest_entries,
     namespace,
 )
@@ -23,6 +22,7 @@ from spectral_kernels._krylov import converge, rounding
 from spectral_kernels._operators import Operator, matrix
 from spectral_kernels._sparse import is_sparse, sparse_products
 from spectral_kernels._validation import require_seed, require_tolerance
+from spectral_kernels.precision import full_precision
 from spectral_kernels.stream import stream_id
 
 #: The stream of the test matrices.

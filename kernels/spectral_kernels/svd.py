@@ -10,7 +10,6 @@ from spectral_kernels import _small
 from spectral_kernels._arrays import (
     Array,
     as_matrices,
-    full_precision,
     largest_entries,
     namespace,
     test_matrix,
@@ -18,6 +17,7 @@ from spectral_kernels._arrays import (
 from spectral_kernels._krylov import converge, rounding
 from spectral_kernels._operators import Operator, matrix
 from spectral_kernels._validation import positive_integer, require_seed, require_tolerance
+from spectral_kernels.precision import full_precision
 from spectral_kernels.stream import stream_id
 
 #: The stream of the test matrices.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from spectra_cases import LIBRARIES, to_library, to_numpy
-from spectral_kernels._arrays import full_precision
+from spectral_kernels.precision import full_precision
 from spectral_kernels.svd import randomized_svd, singular_values
 
 GOOD = np.random.default_rng(0).standard_normal((30, 20)).astype(np.float32)
