@@ -103,8 +103,8 @@ def automatic(
     """Refit and group as they are, or for method "auto" those that docs/quality.md speaks for.
 
     With calibration inputs each row has the same sparsity, unless there is a pattern, and "admm"
-    finds the mask, unless another refit is asked for. Without them "auto" is "magnitude": of all
-    else that needs no inputs nothing was never below it.
+    finds the mask, unless another refit is asked for. Without them "auto" is "magnitude": all else
+    that gains anything without inputs was below it on some network.
     """
     if method != "auto" or not calibrated:
         return refit, group

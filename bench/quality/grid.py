@@ -23,6 +23,7 @@ class Setting:
     bias_correction: bool = False
     asymmetric: bool = False
     allocation: str | None = None
+    pattern: str | None = None
 
     @property
     def label(self) -> str:
@@ -35,6 +36,7 @@ class Setting:
             "+ bias" if self.bias_correction else "",
             "asymmetric" if self.asymmetric else "",
             f"({self.allocation})" if self.allocation else "",
+            self.pattern or "",
         )
         return " ".join(part for part in parts if part)
 
@@ -53,10 +55,16 @@ class Setting:
     @classmethod
     def read(cls, values: dict[str, Any]) -> "Setting":
         """From the plain values of a file."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: values.get(field.name, field.default) for field in fields(cls)})
+
+    def fits(self, sparsity: float) -> bool:
+        """Whether the pattern, if there is one, has this sparsity."""
+        return self.pattern is None or sparsity == PATTERNS[self.pattern]
 
 
 BASELINE = Setting()
+#: Patterns that are measured, and the sparsity that each has.
+PATTERNS = {"2:4": 0.5}
 BOTH = (False, True)
 
 
@@ -67,11 +75,11 @@ def settings(patterns: Sequence[str] = ("*",)) -> Iterator[Setting]:
     first; then what a time limit should cut off last: a uniform budget, magnitude.
     """
     yield BASELINE
-    for allocation, method, calibrated, refit, group, bias, dense in itertools.product(
-        ALLOCATIONS, PRESETS, BOTH, (None, *REFITS), (None, "row"), BOTH, BOTH
+    for allocation, pattern, method, calibrated, refit, group, bias, dense in itertools.product(
+        ALLOCATIONS, (None, *PATTERNS), PRESETS, BOTH, (None, *REFITS), (None, "row"), BOTH, BOTH
     ):
         budget = None if allocation == "uniform" else allocation
-        setting = Setting(method, group, calibrated, refit, bias, dense, budget)
+        setting = Setting(method, group, calibrated, refit, bias, dense, budget, pattern)
         wanted = any(fnmatch.fnmatchcase(setting.label, pattern) for pattern in patterns)
         if wanted and setting != BASELINE and _makes_sense(setting):
             yield setting
@@ -85,6 +93,8 @@ def _makes_sense(setting: Setting) -> bool:
     squares, or nearly, under the mask of another method. What is asymmetric is the fit.
     """
     refit = REFITS.get(setting.refit or "")
+    if setting.pattern and (setting.group or setting.allocation):
+        return False  # a pattern is a budget of its own
     if not setting.calibrated:
         data_free = not refit or not refit.needs_inputs
         return data_free and not setting.bias_correction and not setting.asymmetric

@@ -104,7 +104,7 @@ def plan(
         for seed in range(seeds)
         for setting in chosen
         for sparsity in sparsities
-        if seed == 0 or setting.varies
+        if setting.fits(sparsity) and (seed == 0 or setting.varies)
     ]
 
 
