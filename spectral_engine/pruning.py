@@ -144,8 +144,10 @@ def prune(
             model, layers, calibration, forward, sequential, asymmetric, max_bytes,
             bias_correction, 1 if refit is None else REFITS[refit].copies,
         )  # fmt: skip
-        report.options |= {"sequential": inputs.sequential, "asymmetric": asymmetric}
-        report.options |= {"refit": refit, "group": group}
+        report.options |= {
+            "refit": refit, "group": group, "sequential": inputs.sequential,
+            "asymmetric": asymmetric,
+        }  # fmt: skip
     elif report.options["rescale"] or refit is not None:
         for step in steps:
             if step.layer.parameter.dtype == torch.float16:

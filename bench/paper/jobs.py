@@ -25,6 +25,7 @@ from bench.paper.networks import NETWORKS, Network
 from bench.paper.store import remembered
 from bench.paper.training import Recipe, shortened
 from spectral_engine.demo.data import DEFAULT_FOLDER
+from spectral_engine.parallel import one_thread
 
 #: Part of every name in the cache: results of another version of this code are not taken on.
 VERSION = 1
@@ -118,9 +119,9 @@ def run_all(settings: Settings, works: Sequence[partial[Any]]) -> list[Any]:
     """The results of all works, in order; `workers` of them at a time, each with one thread."""
     settings.images()  # a mistake in the folder shows here, before anything is started
     if settings.workers == 1 or len(works) == 1:
-        with _one_torch_thread():
+        with one_thread():  # how many other libraries have changes no bit
             return [work() for work in works]
-    with _one_thread():
+    with _one_thread_for_new_processes():
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(settings.workers, context, _start_worker) as pool:
             waiting = [pool.submit(work) for work in works]
@@ -145,18 +146,7 @@ def say(settings: Settings, seed: int, what: str) -> Callable[[str], None]:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """One thread for torch here; how many others have changes no bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread_for_new_processes() -> Iterator[None]:
     """One thread for all that a new process loads.
 
     For new processes alone: Numba refuses a change where it has started its threads.

@@ -1,8 +1,6 @@
 """The demo's work: prune the network under one setting, and measure what that did."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +14,7 @@ from spectral_kernels.svd import singular_values
 
 from spectral_engine.demo.data import fashion_mnist_test, to_tensors
 from spectral_engine.demo.lenet import LeNet300100, accuracy, load_pretrained
+from spectral_engine.parallel import one_thread
 from spectral_engine.pruning import prune
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -84,17 +83,6 @@ class Row:
         return {**plain, "setting": self.setting.label}
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch: on matrices this small, those of LAPACK only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _values(matrix: torch.Tensor) -> NDArray[np.float64]:
     values: NDArray[np.float64] = singular_values(matrix.detach()).double().numpy()
     return values
@@ -118,7 +106,7 @@ def dense_accuracy() -> float:
 
 def warm_up(seed: int) -> None:
     """Prune under every setting once, so that no time in the table is a compiler's."""
-    with _one_thread():
+    with one_thread():
         for setting in SETTINGS:
             prune(copy.deepcopy(_loaded()[0]), seed=seed, **setting.options)
 
@@ -131,7 +119,7 @@ def measure(setting: Setting, sparsity: float, seed: int) -> Row:
     """
     dense, images, labels = _loaded()
     model = copy.deepcopy(dense)
-    with _one_thread():
+    with one_thread():
         report = prune(model, sparsity=sparsity, seed=seed, **setting.options)
         whole, after = _dense_values(), _values(model.fc1.weight)[:RANK]
         before, lost = whole[:RANK], _values(dense.fc1.weight - model.fc1.weight)

@@ -17,6 +17,7 @@ from spectral_engine.cli import main
 from spectral_engine.demo import run
 from spectral_engine.demo.lenet import load_pretrained
 from spectral_engine.methods import PRESETS
+from spectral_engine.parallel import one_thread
 from spectral_engine.plots import plot_accuracy, plot_spectra
 
 # `spectral_engine.cli.demo` is the command, which stands before its module.
@@ -41,7 +42,7 @@ def test_row_is_what_the_library_measures(row):
     """Catches figures of another layer or another network, and a demo with its own arithmetic."""
     model, dense = load_pretrained(), load_pretrained()
     report = se.prune(model, sparsity=0.9, refit="scale")
-    with run._one_thread():
+    with one_thread():
         found = se.errors(dense.fc1.weight, model.fc1.weight)
     assert row.sparsity == report.sparsity
     assert row.spectral == pytest.approx(found.spectral, rel=1e-4)
