@@ -6,9 +6,11 @@ rank that spectral scores are made of; `oracle` is the NumPy reference of all of
 NumPy, torch or CuPy; `backend` chooses the kernels from the array's type and device.
 """
 
+from spectral_kernels.arguments import check_weight, entries_to_keep
 from spectral_kernels.laws import GROUP_NAMES, LAW_NAMES, SCORE_NAMES
 from spectral_kernels.many import sparsify_many
-from spectral_kernels.sparsify import Sparse, check_weight, entries_to_keep, histogram, sparsify
+from spectral_kernels.result import Sparse
+from spectral_kernels.sparsify import histogram, sparsify
 from spectral_kernels.stream import stream_id
 
 __all__ = [

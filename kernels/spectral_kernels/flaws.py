@@ -6,6 +6,11 @@ must not wait leaves its flaws to whoever reads the result.
 
 from typing import Any
 
+#: What scores that are not finite are refused with; `{}` is how many.
+BROKEN = "weight: expected finite entries whose scores fit float32; got {} that are NaN or infinite"
+#: What kept entries that overflow once divided are refused with: format the dtype, then how many.
+OVERFLOW = "rescale: {{}} A / p overflow {}; use rescale=False, another law, or a wider dtype"
+
 
 class Flaws:
     """Counts of what must not occur, with their messages; device scalars wait to be read."""

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from spectral_kernels._validation import word
+from spectral_kernels.arguments import check_weight, entries_to_keep
 from spectral_kernels.backend import Draw
 from spectral_kernels.flaws import Flaws
 from spectral_kernels.laws import Law, named_law
-from spectral_kernels.sparsify import Sparse, check_weight, entries_to_keep, sparsify
+from spectral_kernels.result import Sparse
+from spectral_kernels.sparsify import sparsify
 
 
 def sparsify_many(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from spectral_kernels import oracle, rows
+from spectral_kernels.arguments import entries_to_keep
 from spectral_kernels.laws import BASES, am07_constant, named_law
-from spectral_kernels.sparsify import entries_to_keep
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 GROUPS = ("tensor", "row")

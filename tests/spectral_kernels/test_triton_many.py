@@ -1,12 +1,11 @@
 """Many matrices in the launches of one: the bits of one by one."""
 
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from spectral_kernels import sparsify
+from spectral_kernels import arguments, sparsify
 from spectral_kernels.gpu.backend import GPUBackend
 from spectral_kernels.many import sparsify_many
 
@@ -29,10 +28,8 @@ def weights(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send tensors on the CPU to the Triton kernels, where there is no device."""
     if DEVICE == "cpu":
-        # The function hides the module of its name.
-        pipeline = sys.modules["spectral_kernels.sparsify"]
         backend = GPUBackend(entries=512)
-        monkeypatch.setattr(pipeline, "backend_for", lambda weight, argument="weight": backend)
+        monkeypatch.setattr(arguments, "backend_for", lambda weight, argument="weight": backend)
 
 
 def one_by_one(matrices: list[torch.Tensor], **arguments: Any) -> list[Any]:

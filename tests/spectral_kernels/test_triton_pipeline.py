@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spectral_kernels import sparsify
+from spectral_kernels import arguments, sparsify
 from spectral_kernels.gpu.backend import GPUBackend
 from test_triton_compile import run_python
 
@@ -68,10 +68,8 @@ def test_launches_do_not_grow_with_the_layers(
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send tensors on the CPU to the Triton kernels, where there is no device."""
     if DEVICE == "cpu":
-        # The function hides the module of its name.
-        pipeline = sys.modules["spectral_kernels.sparsify"]
         backend = GPUBackend(entries=4096)
-        monkeypatch.setattr(pipeline, "backend_for", lambda weight, argument="weight": backend)
+        monkeypatch.setattr(arguments, "backend_for", lambda weight, argument="weight": backend)
 
 
 def matrix(dtype: torch.dtype = torch.float32) -> torch.Tensor:

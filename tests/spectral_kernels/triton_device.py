@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from spectral_kernels import sparsify
+from spectral_kernels import arguments, sparsify
 from spectral_kernels.gpu import backend as gpu
 from spectral_kernels.gpu import plan
 from spectral_kernels.gpu.compile import TARGETS
@@ -101,13 +101,12 @@ def main(target: str) -> None:
     gpu.INTERPRETED = SimpleNamespace(value=True)
     sent = torch.tensor
     torch.tensor = torch.as_tensor = torch.from_numpy = upload
-    # The function hides the module of its name.
-    sys.modules["spectral_kernels.sparsify"].backend_for = lambda weight, argument="weight": gpu.GPU
+    arguments.backend_for = lambda weight, argument="weight": gpu.GPU
     with FakeTensorMode():
         A = torch.empty(64, 200, dtype=torch.bfloat16)
-        for name, arguments in CALLS.items():
+        for name, options in CALLS.items():
             with call(name):
-                sparsify(A, sparsity=0.7, check=False, **arguments)
+                sparsify(A, sparsity=0.7, check=False, **options)
         factors = (torch.empty(64, 8), torch.empty(8, 200))
         row, column = torch.empty(64), torch.empty(200)
         for score in ("principal", "aligned", "mixture"):

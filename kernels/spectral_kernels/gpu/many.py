@@ -14,15 +14,13 @@ import torch
 
 from spectral_kernels import budget as bg
 from spectral_kernels.backend import Draw, Matrix, Scoring
-from spectral_kernels.flaws import Flaws
+from spectral_kernels.flaws import BROKEN, OVERFLOW, Flaws
 from spectral_kernels.gpu import gated, grouped, histograms, kernels, rank, solve
 from spectral_kernels.gpu.backend import GPUBackend
 from spectral_kernels.gpu.pipeline import (
-    BROKEN,
     EXACT,
     FLOATS,
     INTEGERS,
-    OVERFLOW,
     SPAN,
     SPANS,
     constants,

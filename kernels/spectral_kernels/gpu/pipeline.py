@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from spectral_kernels import budget as bg
 from spectral_kernels.backend import Draw, Matrix, Scoring
-from spectral_kernels.flaws import Flaws
+from spectral_kernels.flaws import BROKEN, OVERFLOW, Flaws
 from spectral_kernels.gpu import gated, histograms, rank, solve, weights
 from spectral_kernels.gpu.backend import GPUBackend
 from spectral_kernels.gpu.plan import device_of
@@ -31,8 +31,6 @@ SPAN, SPANS = histograms.SPAN.value, histograms.SPANS.value
 Constants = Callable[[], NDArray[np.float64]]
 #: Bytes of histograms of rows that are solved at a time.
 _TABLE_BYTES = 1 << 26
-BROKEN = "weight: expected finite entries whose scores fit float32; got {} that are NaN or infinite"
-OVERFLOW = "rescale: {{}} A / p overflow {}; use rescale=False, another law, or a wider dtype"
 #: No fused multiply-add, where the bits are promised; eight warps give each exponent a thread.
 EXACT = {"num_warps": 8, "enable_fp_fusion": False}
 
