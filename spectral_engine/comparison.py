@@ -1,4 +1,4 @@
-"""Two checkpoints of one network, compared weight by weight: how far pruning moved its spectrum."""
+"""Two states of one network, compared weight by weight: how far pruning moved its spectrum."""
 
 import json
 import math
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from rich import box
 from rich.table import Table
+from torch import nn
 
-from spectral_engine.checkpoints import open_checkpoint
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.checkpoints.base import brief
-from spectral_engine.errors import errors
+from spectral_engine.errors import batch_errors, errors
 from spectral_engine.layers import Skipped
 from spectral_engine.matrices import check_rank
 from spectral_engine.parallel import for_each
 from spectral_engine.selection import Selector
-from spectral_engine.spectra import COPIES, at_least_one
 from spectral_engine.tables import as_text, plain_text
-from spectral_engine.weights import Weight, reader, require_found, weights_of
+from spectral_engine.weight_spectra import COPIES, at_least_one
+from spectral_engine.weights import Weight, require_found, weights_of
 
 WIDTH = 110
 #: Names in a message, before it says how many more there are.
@@ -31,11 +31,12 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class LayerErrors:
-    """One weight of the pruned checkpoint against the dense one.
+    """One weight of the pruned network against the dense one.
 
     spectral, frobenius: relative errors; singular_values: mean and worst relative error of the
     leading `rank` ones; left_angle, right_angle: the largest principal angle between the leading
-    subspaces, radians. An error of a weight that was zero and no longer is, is infinite.
+    subspaces, radians. Of a weight that is several blocks, a grouped convolution for one, `rank`
+    is of each block. An error of a weight that was zero and no longer is, is infinite.
     """
 
     name: str
@@ -111,21 +112,23 @@ class Comparison:
 
 
 def compare(
-    dense: str | os.PathLike[str],
-    pruned: str | os.PathLike[str],
+    dense: nn.Module | str | os.PathLike[str],
+    pruned: nn.Module | str | os.PathLike[str],
     rank: int = 64,
     *,
     targets: str | list[str] | None = None,
     ignore: str | list[str] | None = None,
+    split: Any = None,
     max_bytes: int = 1 << 28,
     progress: Callable[[LayerErrors], None] | None = None,
 ) -> Comparison:
-    """The errors of each weight of a pruned checkpoint, found by `errors` without a full SVD.
+    """The errors of each weight of a pruned network, found by `errors` without a full SVD.
 
     Args:
-        dense, pruned: weight files or folders of any format, with the same weights.
+        dense, pruned: two models, the weights of which are seen and named as in a report of
+            `prune`, or two weight files or folders of any format; with the same weights.
         rank: leading values and vectors that are compared, at most min(m, n) of each.
-        targets, ignore: globs over tensor names, or "re:...".
+        targets, ignore, split: as in `spectra`.
         max_bytes: working memory; with more to a pair of tensors, one pair is in memory at a time.
         progress: called with each row as it is done, from any thread and in any order.
 
@@ -135,33 +138,45 @@ def compare(
     """
     check_rank(rank)
     at_least_one("max_bytes", max_bytes)
+    if isinstance(dense, nn.Module) is not isinstance(pruned, nn.Module):
+        raise TypeError(
+            "pruned: expected a model if dense is one, and a path if it is a path; got "
+            f"{type(dense).__name__} and {type(pruned).__name__}"
+        )
     selector = Selector.of(targets, ignore)
     found = Comparison()
     with (
-        weights_of(dense, selector) as (weights, skipped),
-        open_checkpoint(pruned) as other,
+        weights_of(dense, selector, split) as (weights, skipped),
+        weights_of(pruned, Selector.of(targets, ignore), split) as (others, unlike),
     ):
         found.skipped.extend(skipped)
         require_found(weights, selector)
         names = [name for weight in weights for name in (weight.name, *weight.shared_with)]
         seen = {*names, *(row.name for row in skipped)}
-        shapes = {name: other.shape(name) for name in other.names}
-        extra = [name for name, shape in shapes.items() if len(shape) > 1 and name not in seen]
-        _refuse("pruned", pruned, "the weights of the dense one", "it lacks",
-                [name for name in names if name not in shapes])  # fmt: skip
-        _refuse("pruned", pruned, "no other weights than the dense one", "it has", extra)
+        pairs = {name: other for other in others for name in (other.name, *other.shared_with)}
+        where = type(pruned).__name__ if isinstance(pruned, nn.Module) else str(pruned)
+        for row in unlike:
+            if row.name in names:
+                raise TypeError(
+                    f"pruned: expected floating-point numbers in tensor {brief(row.name)} of "
+                    f"{where}; got {row.reason}"
+                )
+        _refuse("pruned", where, "the weights of the dense one", "it lacks",
+                [name for name in names if name not in pairs])  # fmt: skip
+        _refuse("pruned", where, "no other weights than the dense one", "it has",
+                [name for name in pairs if name not in seen])  # fmt: skip
         for weight in weights:
-            if shapes[weight.name] != weight.shape:
+            other = pairs[weight.name]
+            if (other.shape, other.blocks) != (weight.shape, weight.blocks):
                 raise ValueError(
-                    f"pruned: expected tensor {brief(weight.name)} of {pruned} to have the shape"
-                    f" of the dense one, {weight.shape}; got {shapes[weight.name]}"
+                    f"pruned: expected tensor {brief(weight.name)} of {where} to have the shape"
+                    f" of the dense one, {weight.shape}; got {other.shape}"
                 )
         rows: dict[str, LayerErrors] = {}
-        read = reader(other)
 
         def measure(weight: Weight) -> None:
             try:
-                row = _measure(weight.name, weight.load(), read(weight.name), rank)
+                row = _measure(weight, pairs[weight.name], rank)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"tensor {brief(weight.name)}: {error}") from error
             rows[weight.name] = row
@@ -173,30 +188,32 @@ def compare(
     return found
 
 
-def _measure(name: str, original: torch.Tensor, sparse: torch.Tensor, rank: int) -> LayerErrors:
-    rank = min(rank, original.shape[0], original[0].numel())
+def _measure(weight: Weight, other: Weight, rank: int) -> LayerErrors:
+    original, sparse = weight.load(), other.load()
+    rank = min(rank, *weight.matrix)
     sparsity = float((sparse == 0).double().mean())
     if torch.equal(original, sparse):
-        return LayerErrors(name, tuple(original.shape), sparsity, rank, *(0.0,) * 6)
-    result = errors(original, sparse, rank, method="matrix-free")
+        return LayerErrors(weight.name, weight.shape, sparsity, rank, *(0.0,) * 6)
+    if weight.blocks > 1:
+        result = batch_errors(original, sparse, rank)
+    else:
+        result = errors(original[0], sparse[0], rank, method="matrix-free")
     return LayerErrors(
-        name=name,
-        shape=tuple(original.shape),
+        name=weight.name,
+        shape=weight.shape,
         sparsity=sparsity,
         rank=rank,
         spectral=result.spectral,
         frobenius=result.frobenius,
         mean_singular_value=result.mean_singular_value,
         worst_singular_value=float(result.singular_values.max()),
-        left_angle=float(result.left_angles[-1]),
-        right_angle=float(result.right_angles[-1]),
+        left_angle=float(result.left_angles.max()),
+        right_angle=float(result.right_angles.max()),
     )
 
 
-def _refuse(
-    argument: str, path: str | os.PathLike[str], expected: str, verb: str, names: list[str]
-) -> None:
+def _refuse(argument: str, where: str, expected: str, verb: str, names: list[str]) -> None:
     if names:
         shown = ", ".join(map(brief, names[:_SHOWN]))
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        raise ValueError(f"{argument}: expected {expected} in {path}; {verb} {shown}{more}")
+        raise ValueError(f"{argument}: expected {expected} in {where}; {verb} {shown}{more}")

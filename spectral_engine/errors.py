@@ -110,6 +110,29 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto
     )
 
 
+def batch_errors(
+    original: torch.Tensor, sparse: torch.Tensor, rank: int = 64, *, method: Method = "auto"
+) -> Errors:
+    """`errors` of a batch (b, m, n), as of the matrix that has its matrices for diagonal blocks.
+
+    Singular values and angles are those of `rank` of each, one matrix after the other.
+    """
+    found = [errors(A, S, rank, method=method) for A, S in zip(original, sparse, strict=True)]
+    norm = max(float(one.original[0]) for one in found)
+    difference = max(one.spectral * float(one.original[0]) for one in found)
+    A, S = original.flatten(0, 1), sparse.flatten(0, 1)
+    return Errors(
+        difference / norm if norm else found[0].spectral,
+        frobenius_norm(A, S) / frobenius_norm(A) if norm else found[0].frobenius,
+        *(
+            np.concatenate([getattr(one, name) for one in found])
+            for name in (
+                "singular_values", "left_angles", "right_angles", "original", "sparse",
+            )
+        ),
+    )  # fmt: skip
+
+
 def _ratio(error: float, norm: float) -> float:
     if norm == 0.0:
         return 0.0 if error == 0.0 else float("inf")

@@ -1,6 +1,6 @@
-"""Which weights of a model are pruned, and why the others are not."""
+"""Which weights of a model are pruned, or have spectra, and why the others are not or have none."""
 
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight to prune, as a matrix or a batch of matrices: one row of a report, one stream.
+    """A weight as a matrix or a batch of matrices: one row of a report, one stream.
 
     name: of the parameter, with the part in brackets where it is seen as several:
         "lstm.weight_ih_l0[forget]"
@@ -89,14 +89,28 @@ class _Name:
         return f"{self.full}[{view.part}]" if view.part else self.full
 
 
+#: A module's own weights by local name; None for one that is not there.
+Weights = Callable[[nn.Module], Iterable[tuple[str, nn.Parameter | None]]]
+
+
 def find_layers(
-    model: nn.Module, selector: Selector, split: Any = None
+    model: nn.Module,
+    selector: Selector,
+    split: Any = None,
+    *,
+    every: bool = False,
+    weights: Weights = lambda module: module._parameters.items(),
 ) -> tuple[list[Layer], list[Skipped]]:
     """The layers of a model to prune, each shared weight once, and what is left alone.
 
     A weight is shared if it is one parameter under several names, as through a module that is
     used twice, or if several parameters are the same memory. It goes by the first of its names
     under which it is pruned by default, if there is one.
+
+    Args:
+        every: also what is only pruned when asked for, and as (shape[0], -1) what no view sees;
+            names are the same with and without.
+        weights: what a module holds itself; its parameters.
 
     Raises:
         TypeError, ValueError: `split` (see `prune`), or a registered view, does not fit.
@@ -106,7 +120,7 @@ def find_layers(
     shared: dict[Hashable, list[_Name]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         views = views_of(module)
-        for local, parameter in module._parameters.items():
+        for local, parameter in weights(module):
             own = [view for view in views if view.parameter == local]
             if parameter is None or not (own or _has_matrix(parameter)):
                 continue
@@ -119,7 +133,9 @@ def find_layers(
     skipped: list[Skipped] = []
     for key, names in shared.items():
         names.sort(key=lambda name: name.rank)
-        found, left = _select(parameters[key], names, selector)
+        if every and not names[0].views:
+            names[0].views.append(View(names[0].local))
+        found, left = _select(parameters[key], names, selector, every)
         layers += found
         skipped += left
     selector.unmatched += splits.unmatched
@@ -127,7 +143,7 @@ def find_layers(
 
 
 def _select(
-    parameter: nn.Parameter, names: list[_Name], selector: Selector
+    parameter: nn.Parameter, names: list[_Name], selector: Selector, every: bool
 ) -> tuple[list[Layer], list[Skipped]]:
     """The views of one weight that are pruned, and those that are not."""
     first, *others = names
@@ -143,7 +159,7 @@ def _select(
     for view in first.views:
         aliases = [one.of(view) for one in others]
         reason = selector.reason_against([*called, first.of(view), *aliases], classes)
-        if view.opt_in and selector.targets is None:
+        if view.opt_in and selector.targets is None and not every:
             reason = reason or f"{view.opt_in}; name it in targets to prune it"
         if reason is not None:
             skipped.append(Skipped(first.of(view), reason))

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,7 +127,8 @@ class Pruner:
         self._collapse, self._collapsed = collapse, set[str]()
         self._tracker = (
             SpectrumTracker(model, rank=leading, targets=options.get("targets"),
-                            ignore=options.get("ignore")) if leading else None
+                            ignore=options.get("ignore"), split=options.get("split"))
+            if leading else None
         )  # fmt: skip
         self._rounds: list[tuple[int, float, float]] = []
         self._pruned: list[str] = []
@@ -219,12 +220,10 @@ class Pruner:
             for index, (step, asked, reached) in enumerate(self._rounds)
         ]
 
-    def _names(self) -> Iterator[str]:
+    def _names(self) -> list[str]:
         """The weights that are both pruned and recorded."""
-        pruned = {form for name in self._pruned for form in (name, _parameter(name))}
-        for name in [] if self._tracker is None else self._tracker.names:
-            if name in pruned:
-                yield name
+        recorded = [] if self._tracker is None else self._tracker.names
+        return [name for name in recorded if name in set(self._pruned)]
 
     def _spectra(self, name: str) -> Values:
         if self._tracker is None:

@@ -23,10 +23,11 @@ WIDTH = 132
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """The spectrum of one weight, seen as (shape[0], -1).
+    """The spectrum of one weight.
 
-    singular_values: the leading ones, descending; known: all that are known, of which there are
-    min(m, n) where `whole`, though those below `resolution` are lost in rounding.
+    singular_values: the leading ones, descending
+    known: all that are known; where `whole`, all `count` that there are, though those below
+        `resolution` are lost in rounding
     seconds: its share of the time of its batch.
     """
 
@@ -37,14 +38,14 @@ class LayerSpectrum:
     statistics: Statistics
     seconds: float
     known: NDArray[np.float64] = field(repr=False, compare=False)
+    count: int
     resolution: float = 0.0
     shared_with: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether all singular values are known."""
-        rows = self.shape[0]
-        return len(self.known) == min(rows, int(np.prod(self.shape)) // rows)
+        return len(self.known) == self.count
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; what is not known is None."""
@@ -53,6 +54,7 @@ class LayerSpectrum:
             "name": self.name,
             "shape": list(self.shape),
             "dtype": self.dtype,
+            "count": self.count,
             "whole": self.whole,
             **row,
             "estimated": list(self.statistics.estimated),

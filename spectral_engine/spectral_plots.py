@@ -39,7 +39,7 @@ def plot_spectra(table: "Spectra", path: Path) -> Path:
         title="Singular values",
     )
     left.grid(alpha=0.3, which="both")
-    full = np.array([min(layer.shape[0], math.prod(layer.shape[1:])) for layer in layers])
+    full = np.array([layer.count for layer in layers])
     places = np.arange(len(layers))
     for label, marker, ranks in (
         ("stable rank", "o", [layer.statistics.stable_rank for layer in layers]),
@@ -55,7 +55,7 @@ def plot_spectra(table: "Spectra", path: Path) -> Path:
         )
         right.scatter([], [], c="grey", marker=marker, label=label)
     right.set(xlim=(0.0, 1.03), ylim=(len(layers) - 0.5, -0.5), title="Ranks")
-    right.set_xlabel("share of min(m, n)")
+    right.set_xlabel("share of all values")
     right.set_yticks(places, [_short(layer.name, 44) for layer in layers], fontsize=7)
     right.grid(alpha=0.3)
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / height), ncols=3, frameon=False)

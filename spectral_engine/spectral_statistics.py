@@ -18,8 +18,10 @@ Values = NDArray[np.float64]
 
 #: Fewer values than these give no exponent: its standard error is over a third of alpha - 1.
 LEAST_TAIL = 10
-#: Entries of the table of distances that the tail fit makes at a time.
-_CHUNK = 1 << 20
+#: Candidates for x_min beyond which not all are tried.
+_CANDIDATES = 4096
+#: Entries of the table of distances that the tail fit makes at a time: what stays in the cache.
+_CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PowerLaw:
 @dataclass(frozen=True)
 class Statistics:
     """Of one matrix (m, n); sigma_i are its singular values, descending.
+
+    Of a block-diagonal one they are those of all its blocks, and m and n are of one block.
 
     spectral, frobenius: ||W||_2 = sigma_1 and ||W||_F
     stable_rank: ||W||_F^2 / ||W||_2^2
@@ -75,8 +79,9 @@ class Statistics:
 def statistics(
     values: Values, shape: tuple[int, int], frobenius: float, resolution: float
 ) -> Statistics:
-    """Of a matrix of which all min(m, n) singular values are known.
+    """Of a matrix of which all singular values are known.
 
+    shape: (m, n), or of each of the blocks on its diagonal; its entries' noise shows in a block
     resolution: how well the smallest ones are known, in their units; a sigma_min below it is not
     known, and the condition is estimated from below
     """
@@ -92,13 +97,15 @@ def statistics(
 
 
 def estimated_statistics(
-    leading: Values, nodes: Values, weights: Values, shape: tuple[int, int], frobenius: float
-) -> Statistics:
+    leading: Values, nodes: Values, weights: Values, shape: tuple[int, int], frobenius: float,
+    blocks: int = 1,
+) -> Statistics:  # fmt: skip
     """Of a matrix of which the leading singular values and a density of all are known.
 
     nodes, weights: the density, weights of sum 1 (`spectral_kernels.density`)
+    shape: of each of the `blocks` on its diagonal
     """
-    values, counts = with_density(leading, nodes, weights, shape, frobenius)
+    values, counts = with_density(leading, nodes, weights, blocks * min(shape), frobenius)
     law = power_law(leading**2)
     energy = np.cumsum(leading**2)
     known = {
@@ -112,14 +119,14 @@ def estimated_statistics(
 
 
 def with_density(
-    leading: Values, nodes: Values, weights: Values, shape: tuple[int, int], frobenius: float
+    leading: Values, nodes: Values, weights: Values, count: int, frobenius: float
 ) -> tuple[Values, Values]:
     """The leading values, then a density of the others with their count and their energy.
 
-    The density below the last leading value is scaled to hold min(m, n) - len(leading) values,
-    and its nodes to hold what the leading ones leave of ||W||_F^2, which is known exactly.
+    The density below the last leading value is scaled to hold count - len(leading) values, and its
+    nodes to hold what the leading ones leave of ||W||_F^2, which is known exactly.
     """
-    rest = min(shape) - len(leading)
+    rest = count - len(leading)
     energy = max(frobenius**2 - float(np.sum(leading**2)), 0.0)
     below = (nodes < leading[-1]) & (weights > 0.0)
     nodes, weights = nodes[below], weights[below]
@@ -232,7 +239,9 @@ def power_law(eigenvalues: Values) -> PowerLaw | None:
 
     For each candidate x_min the exponent is the maximum-likelihood one,
     alpha = 1 + n / sum log(x_i / x_min) over the n values x_i >= x_min, and the x_min of the
-    smallest Kolmogorov-Smirnov distance is taken.
+    smallest Kolmogorov-Smirnov distance is taken. Of more than 4,096 candidates, which only a
+    large batch of blocks has, as many are tried, evenly over their ranks, and then those around
+    the best.
 
     Source: Clauset, Shalizi, Newman, "Power-law distributions in empirical data", SIAM Review 51
     (2009), arXiv 0706.1062, equations 3.1, 3.2 and 3.9. That x are the eigenvalues of W^T W and
@@ -250,27 +259,35 @@ def power_law(eigenvalues: Values) -> PowerLaw | None:
     candidates = np.flatnonzero(last & (n >= LEAST_TAIL) & (excess > 1e-9 * n))
     if len(candidates) == 0:
         return None
-    slopes = n[candidates] / excess[candidates]
-    distances = np.concatenate(
-        [
-            _distances(logs, candidates[rows], slopes[rows])
-            for rows in _runs(len(candidates), max(1, _CHUNK // len(x)))
-        ]
-    )
-    best = int(np.argmin(distances))
+    slopes = n / np.maximum(excess, 1e-300)
+    step = -(-len(candidates) // _CANDIDATES)
+    best, distance = _nearest(logs, candidates[::step], slopes)
+    if step > 1:
+        place = step * best
+        candidates = candidates[max(0, place - step) : place + step]
+        best, distance = _nearest(logs, candidates, slopes)
     tail = int(n[candidates[best]])
-    slope = float(slopes[best])
+    slope = float(slopes[candidates[best]])
     return PowerLaw(
         alpha=1.0 + slope,
         alpha_error=slope / math.sqrt(tail),
         x_min=float(x[tail - 1]),
-        distance=float(distances[best]),
+        distance=distance,
         tail=tail,
     )
 
 
-def _runs(length: int, step: int) -> list[slice]:
-    return [slice(first, first + step) for first in range(0, length, step)]
+def _nearest(logs: Values, candidates: NDArray[np.intp], slopes: Values) -> tuple[int, float]:
+    """The place among the candidates of the tail nearest to its fit, and its distance."""
+    rows = max(1, _CHUNK // len(logs))
+    distances = np.concatenate(
+        [
+            _distances(logs, some, slopes[some])
+            for some in np.split(candidates, range(rows, len(candidates), rows))
+        ]
+    )
+    best = int(np.argmin(distances))
+    return best, float(distances[best])
 
 
 def _distances(logs: Values, tails: NDArray[np.intp], slopes: Values) -> Values:

@@ -15,11 +15,19 @@ from torch.utils.hooks import RemovableHandle
 
 from spectral_engine.checkpoints import CheckpointError, open_checkpoint
 from spectral_engine.checkpoints.atomic import replacing_file
-from spectral_engine.matrices import frobenius_norm, largest_magnitude
+from spectral_engine.matrices import largest_magnitude
 from spectral_engine.selection import Selector
-from spectral_engine.spectra import MAX_BYTES, Options, at_least_one, known_values, load, run
 from spectral_engine.spectral_statistics import Values, effective_rank
-from spectral_engine.weights import Weight, require_found, weights_of
+from spectral_engine.weight_spectra import (
+    MAX_BYTES,
+    Options,
+    at_least_one,
+    known_values,
+    load,
+    norm_of,
+    run,
+)
+from spectral_engine.weights import Weight, of_model, require_found
 
 #: Up to this min(m, n) a record takes the whole spectrum, and with it the effective rank.
 FULL_SIZE = 512
@@ -39,8 +47,8 @@ class SpectrumTracker:
 
     model: its weights are those that `spectra` sees; they are looked up anew at each record
     every: steps between records
-    rank: leading values that are recorded, at most min(m, n) of each weight
-    targets, ignore, tolerance: see `spectra`
+    rank: leading values that are recorded, of each weight at most all that it has
+    targets, ignore, split, tolerance: see `spectra`
 
     A weight that holds NaN or infinity is recorded as NaN: training is not stopped by its record.
     """
@@ -54,23 +62,22 @@ class SpectrumTracker:
         optimizer: torch.optim.Optimizer | None = None,
         targets: str | list[str] | None = None,
         ignore: str | list[str] | None = None,
+        split: Any = None,
         tolerance: float = 1e-3,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
         at_least_one("every", every)
-        at_least_one("max_bytes", max_bytes)
         self.every, self.rank, self.count = every, rank, 0
-        self._options = Options(rank, tolerance, full_size=FULL_SIZE)
-        self._max_bytes = max_bytes
-        self._model = model
+        self._options = Options(rank, tolerance, full_size=FULL_SIZE, max_bytes=max_bytes)
+        self._model, self._split = model, split
         self._selector = Selector.of(targets, ignore)
         self._optimizer = optimizer
         self._hook: RemovableHandle | None = None
-        weights = self._weights()
+        weights, _ = of_model(model, self._selector, split)
         require_found(weights, self._selector)
-        self._sizes = {weight.name: min(rank, *weight.matrix) for weight in weights}
+        self._sizes = {weight.name: min(rank, weight.count) for weight in weights}
         self._steps: list[int] = []
         self._records: dict[str, dict[str, list[Any]]] = {
             name: {quantity: [] for quantity in QUANTITIES} for name in self._sizes
@@ -132,21 +139,17 @@ class SpectrumTracker:
             for weight, row in zip(batch, self._measure(batch), strict=True):
                 found[weight.name] = row
 
-        weights = self._weights()
-        sizes = {weight.name: min(self.rank, *weight.matrix) for weight in weights}
+        weights, _ = of_model(self._model, self._selector, self._split)
+        sizes = {weight.name: min(self.rank, weight.count) for weight in weights}
         for name, size in self._sizes.items():
             if sizes.get(name) != size:
                 raise ValueError(f"model: expected weight {name} as it was at first; found none")
         tracked = [weight for weight in weights if weight.name in self._sizes]
-        run(measure, tracked, self._options, self._max_bytes)
+        run(measure, tracked, self._options)
         for name, row in found.items():
             for quantity, value in zip(QUANTITIES, row, strict=True):
                 self._records[name][quantity].append(value)
         self._steps.append(self.count)
-
-    def _weights(self) -> list[Weight]:
-        with weights_of(self._model, self._selector) as (weights, _):
-            return weights
 
     def _measure(self, batch: list[Weight]) -> list[tuple[Values, float, float]]:
         """Leading values, Frobenius norm and effective rank (NaN where not known) of each."""
@@ -156,11 +159,10 @@ class SpectrumTracker:
         rows: list[tuple[Values, float, float]] = [(nothing, np.nan, np.nan)] * len(batch)
         if any(finite):
             sound = matrices if all(finite) else matrices[torch.tensor(finite)]
-            found, resolution = known_values(sound, self._options)
-            spectra = found.double().cpu().numpy()
-            for index, matrix, values in zip(np.flatnonzero(finite), sound, spectra, strict=True):
+            spectra, resolution = known_values(sound, self._options)
+            for index, own, values in zip(np.flatnonzero(finite), sound, spectra, strict=True):
                 if resolution is None:
-                    norm, rank = frobenius_norm(matrix), np.nan
+                    norm, rank = norm_of(own), np.nan
                 else:
                     norm, rank = float(np.linalg.norm(values)), effective_rank(values)
                 rows[index] = (values[: len(nothing)], norm, rank)
@@ -179,7 +181,7 @@ class SpectrumTracker:
         return np.array(self._steps, dtype=np.int64)
 
     def singular_values(self, name: str) -> Values:
-        """The leading singular values of a weight, (T, min(rank, m, n)); KeyError if unknown."""
+        """The leading singular values of a weight, (T, at most rank); KeyError if unknown."""
         rows = self._records[name]["singular_values"]
         return np.array(rows, dtype=np.float64).reshape(len(rows), self._sizes[name])
 

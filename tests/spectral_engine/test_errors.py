@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import spectral_engine as se
+from spectral_engine.errors import batch_errors
 
 
 def pair(m: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -121,3 +122,25 @@ def test_bad_input(arguments, error, message):
     """Catches a mistake that passes, or that comes back as an error of LAPACK."""
     with pytest.raises(error, match=message):
         se.errors(**{"original": np.ones((3, 4)), "sparse": np.ones((3, 4)), **arguments})
+
+
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_a_batch_is_its_block_diagonal_matrix(method):
+    """Catches the mean of the matrices' errors for the error of all, relative each to its own."""
+    pairs = [pair(30, 40, seed) for seed in range(3)]
+    A, S = (torch.from_numpy(np.stack(x)) for x in zip(*pairs, strict=True))
+    A[1] *= 3
+    found = batch_errors(A, S, 4, method=method)
+    whole = se.errors(torch.block_diag(*A), torch.block_diag(*S), method="exact")
+    assert found.spectral == pytest.approx(whole.spectral, rel=3e-3)
+    assert found.frobenius == pytest.approx(whole.frobenius, rel=1e-12)
+    assert len(found.singular_values) == len(found.left_angles) == 12
+    sigma = np.linalg.svd(A.numpy(), compute_uv=False)[:, :4]
+    np.testing.assert_allclose(found.original, sigma.ravel(), rtol=3e-3)
+
+
+def test_a_batch_of_zeros():
+    """Catches 0 / 0 where no matrix of a batch has an entry, and a change from nothing."""
+    zero = torch.zeros(2, 3, 4)
+    assert batch_errors(zero, zero).spectral == 0.0
+    assert batch_errors(zero, zero + 1).frobenius == math.inf

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import spectral_engine as se
-from spectral_engine import parallel, spectra_table
+from spectral_engine import layer_views, parallel, spectra_table
+from spectral_engine.layers import find_layers
 from spectral_engine.selection import Selector
 from spectral_engine.weights import weights_of
 
@@ -48,34 +50,154 @@ def test_every_weight_is_seen_once() -> None:
     torch.manual_seed(0)
     net = Net()
     table = se.spectra(net, 4, progress=False)
-    expected = {
-        "embed.weight", "conv.weight", "attention.in_proj_weight", "attention.out_proj.weight",
-        "rnn.weight_ih_l0", "rnn.weight_hh_l0", "plain",
+    gates = ("input", "forget", "cell", "output")
+    rows = {
+        **{f"attention.in_proj_weight[{p}]": w
+           for p, w in zip("qkv", net.attention.in_proj_weight.chunk(3), strict=True)},
+        **{f"rnn.{name}[{gate}]": w for name in ("weight_ih_l0", "weight_hh_l0")
+           for gate, w in zip(gates, getattr(net.rnn, name).chunk(4), strict=True)},
+        "head.weight": net.head.weight, "conv.weight": net.conv.weight,
+        "attention.out_proj.weight": net.attention.out_proj.weight, "plain": net.plain,
     }  # fmt: skip
-    assert {layer.name for layer in table} == expected
+    assert {layer.name for layer in table} == set(rows)
     assert table["head.weight"] is table["embed.weight"]
     assert {(row.name, row.reason) for row in table.skipped} == {
         ("codes", "int8 has no spectrum"),
         ("empty", "empty"),
     }
-    parameters = dict(net.named_parameters())
     for layer in table:
-        sigma = exact(parameters[layer.name])
+        sigma = exact(rows[layer.name])
         np.testing.assert_allclose(layer.singular_values, sigma[:4], rtol=1e-4)
         assert layer.statistics.frobenius == pytest.approx(np.linalg.norm(sigma), rel=1e-5)
         assert len(layer.known) == len(sigma)
 
 
+class Fused(nn.Module):
+    """One parameter that a registered function sees as two transposed matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = nn.Parameter(torch.randn(2, 7, 5))
+
+
+#: A module of each kind that has views of its own.
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: nn.LSTM(6, 5, proj_size=3),
+    "gru": lambda: nn.GRU(6, 5, bidirectional=True),
+    "attention": lambda: nn.MultiheadAttention(8, 2),
+    "grouped": lambda: nn.Conv2d(6, 9, 3, groups=3),
+    "depthwise": lambda: nn.Conv2d(6, 6, 3, groups=6),
+    "transposed": lambda: nn.ConvTranspose1d(6, 4, 3, groups=2),
+    "embedding": lambda: nn.Embedding(9, 4),
+    "bilinear": lambda: nn.Bilinear(3, 4, 5),
+    "registered": Fused,
+    "plain": lambda: nn.ParameterList([torch.randn(4, 5)]),
+}
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_views, "_REGISTRY", dict(layer_views._REGISTRY))
+    se.register_layer(
+        Fused, lambda _: [se.View("pair", lambda w, i=i: w[i].mT, f"p{i}") for i in range(2)]
+    )
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_a_report_of_prune(kind: str) -> None:
+    """Catches a row of another name, shape or size than the report's, so that the two do not line
+    up, and a spectrum that is not that of the matrix, or of the blocks, that was pruned.
+    """
+    torch.manual_seed(9)
+    net = nn.ModuleDict({"layer": KINDS[kind](), "other": nn.Linear(3, 2)})
+    table = se.spectra(net, 4, progress=False)
+    layers, _ = find_layers(net, Selector(["*"], []))
+    sigma = {
+        layer.name: np.sort(np.linalg.svd(layer.matrices().double(), compute_uv=False).ravel())
+        for layer in layers
+    }
+    report = se.prune(net, targets="*", sparsity=0.5, masks=False)
+    if kind == "plain":
+        assert {layer.name for layer in table} == {"layer.0", "other.weight"}
+        return
+    rows = [(layer.name, layer.shape, layer.dtype) for layer in report.layers]
+    assert [(layer.name, layer.shape, layer.dtype) for layer in table] == rows
+    for layer in table:
+        np.testing.assert_allclose(layer.known[::-1], sigma[layer.name], rtol=1e-4, atol=1e-4)
+        assert layer.whole
+        assert len(layer.singular_values) == min(4, layer.count)
+
+
+def test_splits_are_those_of_prune() -> None:
+    """Catches parts of a fused weight that only one of the two knows, a pattern for nothing, and
+    parts of a file that nothing describes.
+    """
+    net = nn.ModuleDict({"qkv": nn.Linear(6, 12), "out": nn.Linear(6, 6)})
+    split = {"qkv": ("q", "k", "v")}
+    table = se.spectra(net, split=split, progress=False)
+    assert [layer.name for layer in table] == [
+        "qkv.weight[q]", "qkv.weight[k]", "qkv.weight[v]", "out.weight",
+    ]  # fmt: skip
+    np.testing.assert_allclose(
+        table["qkv.weight[k]"].known, exact(net["qkv"].weight[4:8]), rtol=1e-4
+    )
+    with pytest.raises(ValueError, match=r"split 'kqv'.*; found none"):
+        se.spectra(net, split={"kqv": ("q", "k")}, progress=False)
+    with pytest.raises(TypeError, match="split: expected a model"):
+        se.spectra("w.safetensors", split=split, progress=False)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 1 << 30])
+def test_a_grouped_convolution_is_its_block_diagonal_matrix(max_bytes: int) -> None:
+    """Catches a row a group, groups stacked into another matrix, and groups lost between runs."""
+    torch.manual_seed(10)
+    net = nn.Conv2d(40, 120, 3, groups=20)
+    blocks = net.weight.detach().double().unflatten(0, (20, 6)).flatten(2)
+    sigma = exact(torch.block_diag(*blocks))
+    [layer] = se.spectra(net, 5, progress=False, max_bytes=max_bytes)
+    np.testing.assert_allclose(layer.known, sigma, rtol=1e-4)
+    np.testing.assert_allclose(layer.singular_values, sigma[:5], rtol=1e-4)
+    found = layer.statistics
+    assert found.frobenius == pytest.approx(np.linalg.norm(sigma), rel=1e-5)
+    p = sigma / sigma.sum()
+    assert found.effective_rank == pytest.approx(np.exp(-p @ np.log(p)), rel=1e-5)
+    assert found.rank_90 == 1 + np.searchsorted(np.cumsum(sigma**2), 0.9 * np.sum(sigma**2))
+    # The entries are uniform, of this deviation, and the edge is that of a 6 x 18 matrix.
+    assert found.noise == pytest.approx((1 / 18 / 3) ** 0.5, rel=0.1)
+    assert found.edge == pytest.approx(found.noise * (6**0.5 + 18**0.5))
+
+
+def test_leading_values_of_many_blocks() -> None:
+    """Catches the leading values of the first block, or of each, for those of all blocks, and a
+    density that holds the values of one.
+    """
+    torch.manual_seed(11)
+    net = nn.Conv1d(3 * 90, 3 * 80, 1, groups=3)
+    with torch.no_grad():
+        net.weight[80:160] *= 3
+    known = se.spectra(net, 6, progress=False)["weight"]
+    guess = se.spectra(net, 6, full=False, progress=False)["weight"]
+    assert (len(guess.known), guess.count, guess.whole, known.whole) == (6, 240, False, True)
+    np.testing.assert_allclose(guess.singular_values, known.singular_values, rtol=1e-3)
+    assert guess.statistics.frobenius == pytest.approx(known.statistics.frobenius, rel=1e-5)
+    assert guess.statistics.effective_rank == pytest.approx(
+        known.statistics.effective_rank, rel=0.1
+    )
+
+
 def test_masked_and_parametrized_weights_are_the_effective_ones() -> None:
     """Catches the spectrum of a pruned layer's dense original, or of the parts that a
-    parametrization is made of.
+    parametrization is made of, and one that is made anew for each name of its module.
     """
     torch.manual_seed(1)
     net = nn.ModuleDict({"a": nn.Linear(20, 15), "b": nn.Linear(20, 15)})
     prune.l1_unstructured(net["a"], "weight", 0.8)
     parametrizations.orthogonal(net["b"])
+    net["c"] = net["b"]
     table = se.spectra(net, 5, progress=False)
     assert [layer.name for layer in table] == ["a.weight", "b.weight"]
+    assert table["c.weight"] is table["b.weight"]
     np.testing.assert_allclose(
         table["a.weight"].singular_values, exact(net["a"].weight)[:5], rtol=1e-4
     )

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
+from spectral_engine import spectral_statistics
 from spectral_engine.spectral_statistics import (
     effective_rank,
     energy_ranks,
@@ -153,7 +154,7 @@ def test_density_below_the_leading_values() -> None:
     norm = float(np.linalg.norm(sigma))
     generator = np.random.default_rng(0)
     nodes, weights = generator.permutation(sigma[::2]), np.full(100, 0.01)
-    values, counts = with_density(sigma[:20], nodes, weights, (200, 300), norm)
+    values, counts = with_density(sigma[:20], nodes, weights, 200, norm)
     assert (values[:20] == sigma[:20]).all()
     assert (np.diff(values) <= 0).all()
     assert counts.sum() == pytest.approx(200)
@@ -175,3 +176,20 @@ def test_estimates_are_named() -> None:
     assert found.stable_rank == exact.stable_rank
     flat = estimated_statistics(sigma[30:40], nodes, weights, (300, 500), norm)
     assert "rank_90" in flat.estimated
+
+
+def test_a_coarse_search_finds_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches candidates between those tried first never tried, a place among the thinned ones
+    taken for one among all, and the exponent of another candidate.
+    """
+    generator = np.random.default_rng(6)
+    x = np.concatenate([(1 - generator.random(900)) ** (-1 / 1.5), generator.random(900) ** 0.5])
+    x = np.sort(x)[::-1]
+    exact = power_law(x)
+    monkeypatch.setattr(spectral_statistics, "_CANDIDATES", 100)
+    coarse = power_law(x)
+    assert coarse is not None
+    assert coarse.distance == pytest.approx(exact.distance, rel=0.1)
+    excess = np.log(x[: coarse.tail] / coarse.x_min).sum()
+    assert coarse.alpha == pytest.approx(1 + coarse.tail / excess)
+    assert coarse.x_min == x[coarse.tail - 1]

@@ -184,6 +184,27 @@ def test_nan_stops_no_training() -> None:
     assert tracker.stabilised(1.0, 1)["0.weight"] is None
 
 
+def test_names_and_blocks_are_those_of_prune() -> None:
+    """Catches records under other names than the report's rows, a part that is not recorded, and
+    of a depthwise convolution the values of one group for those of all.
+    """
+    torch.manual_seed(2)
+    net = nn.ModuleDict(
+        {"rnn": nn.GRU(6, 5), "conv": nn.Conv1d(8, 8, 3, groups=8), "qkv": nn.Linear(4, 6)}
+    )
+    split = {"qkv": ("q", "k")}
+    tracker = se.SpectrumTracker(net, rank=3, split=split)
+    tracker.record()
+    norms = net["conv"].weight.detach().flatten(1).norm(dim=1).sort(descending=True).values
+    np.testing.assert_allclose(tracker.singular_values("conv.weight")[0], norms[:3], rtol=1e-5)
+    p = norms / norms.sum()
+    assert tracker.effective_rank("conv.weight")[0] == pytest.approx(
+        float(torch.exp(-(p * p.log()).sum())), rel=1e-5
+    )
+    report = se.prune(net, sparsity=0.5, split=split)
+    assert tracker.names == [layer.name for layer in report.layers]
+
+
 def test_weights_are_looked_up_anew() -> None:
     """Catches a tracker that holds on to replaced parameters, and one that is gone unseen."""
     net = network()
