@@ -63,8 +63,11 @@ def admm_mask(
         V, zero = torch.zeros_like(D), weight == 0.0
         rho = penalty
         for _ in range(steps):
-            W = ((target + (rho * D - V) @ Q) / (values + rho)) @ Q.mT
-            D = keep_largest((W + V / rho).masked_fill_(zero, 0.0))
-            V += rho * (W - D)
+            W = (rho * D).sub_(V) @ Q
+            W = W.add_(target).div_(values + rho) @ Q.mT
+            V.div_(rho).add_(W)
+            del W  # or it would lie beside the next one
+            D = keep_largest(V.masked_fill(zero, 0.0))
+            V.sub_(D).mul_(rho)  # that is V + rho (W - D)
             rho *= growth
     return D != 0

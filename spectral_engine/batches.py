@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from spectral_kernels import stream_id
 
-from spectral_engine.errors import Errors, errors
-from spectral_engine.matrices import frobenius_norm
 from spectral_engine.moments import Moments
 from spectral_engine.single import Sparsified
 
@@ -50,24 +48,3 @@ def sparsify_each(
     )
     shifts = [one.bias for one in found if one.bias is not None]
     return Sparsified(sparse, report, torch.stack(shifts) if shifts else None)
-
-
-def batch_errors(original: torch.Tensor, sparse: torch.Tensor) -> Errors:
-    """Errors of a batch (b, m, n), as of the matrix that has its matrices for diagonal blocks.
-
-    Singular values and angles are those of all of them, one matrix after the other.
-    """
-    found = [errors(A, S) for A, S in zip(original, sparse, strict=True)]
-    norm = max(float(one.original[0]) for one in found)
-    difference = max(one.spectral * float(one.original[0]) for one in found)
-    A, S = original.flatten(0, 1), sparse.flatten(0, 1)
-    return Errors(
-        difference / norm if norm else found[0].spectral,
-        frobenius_norm(A, S) / frobenius_norm(A) if norm else found[0].frobenius,
-        *(
-            np.concatenate([getattr(one, name) for one in found])
-            for name in (
-                "singular_values", "left_angles", "right_angles", "original", "sparse",
-            )
-        ),
-    )  # fmt: skip

@@ -4,7 +4,9 @@ Layers that see the same inputs, such as query, key and value, make one stage an
 of moments. Sequentially, a stage's batches run through the layers pruned before it, as in SparseGPT
 (arXiv 2301.00774), one pass a stage, each ended where nothing more of the stage can come; no
 moments are held but one stage's. Otherwise all stages are gathered in one pass over the dense
-model, and held together.
+model, and held together. By default a pass gathers as many stages, one after the other, as fit in
+the memory that a sequential calibration takes: a block of a transformer, say, where one layer of
+it has far larger moments than the others.
 
 With `asymmetric`, a dense copy of the model runs beside it, and each layer is later fitted to what
 the copy puts out there, from the inputs that the pruned model has (GPTAQ, arXiv 2504.02692).
@@ -15,11 +17,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from spectral_engine.dense_twin import DenseTwin
 from spectral_engine.forward_passes import (
     Forward,
     Hook,
@@ -32,8 +36,17 @@ from spectral_engine.forward_passes import (
 )
 from spectral_engine.layer_inputs import Call
 from spectral_engine.layers import Layer
+from spectral_engine.methods import NO_REFIT, Refit
 from spectral_engine.moments import Accumulator, Moments, moment_bytes
-from spectral_engine.stages import Key, Source, Stage, features_of, sources_of, stages_of, trace_of
+from spectral_engine.stages import (
+    Source,
+    Stage,
+    end_of,
+    features_of,
+    sources_of,
+    stages_of,
+    trace_of,
+)
 
 #: Moments and the working memory of a refit beside them, unless the caller says otherwise.
 MAX_BYTES = 1 << 32
@@ -63,8 +76,8 @@ class Calibration:
         A tensor is given to the model as it is, a dictionary by keywords, and of a tuple or list
         as many of the first as its forward takes: labels that come with inputs are left out.
     forward: called with the model and a batch instead, if given.
-    sequential, asymmetric: see the module. By default sequential where that takes less memory.
-    max_bytes: of moments, with `copies` of the largest for its refit.
+    sequential, asymmetric: see the module. What is asymmetric is sequential.
+    max_bytes: of moments and of the matrices that `refit` works in beside them.
     bias_correction: whether biases will mend the mean, of layers that have one of their own.
 
     Raises:
@@ -80,8 +93,8 @@ class Calibration:
     asymmetric: bool = False
     max_bytes: int = MAX_BYTES
     bias_correction: bool = False
-    copies: int = 1
-    _stages: list[Stage] = field(init=False, repr=False)
+    refit: Refit = NO_REFIT
+    _passes: list[list[Stage]] = field(init=False, repr=False)
     _hidden: list[Calibrated] = field(init=False, repr=False)
     _run: Forward = field(init=False, repr=False)
 
@@ -91,7 +104,7 @@ class Calibration:
         _check(self)
         self._run = self.forward or call
         self._hidden = []
-        self._stages = []
+        stages: list[Stage] = []
         names = {id(module): name for name, module in self.model.named_modules()}
         wanted: list[tuple[Layer, list[Source]]] = []
         for layer in self.layers:
@@ -103,47 +116,65 @@ class Calibration:
         if wanted:
             found = {source.key: source for _, sources in wanted for source in sources}
             trace = trace_of(self.model, found, self._checked_batches(), self._run)
-            self._stages, unseen = stages_of(wanted, trace, self.bias_correction)
+            stages, unseen = stages_of(wanted, trace, self.bias_correction)
             self._hidden += [Calibrated(layer, None, UNREACHED) for layer in unseen]
-        if self.sequential is None:
-            self.sequential = self.asymmetric or self._bytes(False) > self._bytes(True)
+        self._passes = self._divided(stages)
         self._require_memory()
 
     @property
     def bytes(self) -> int:
         """The most that moments, with working memory of a refit beside them, come to."""
-        return self._bytes(bool(self.sequential))
+        return max(map(self._held, self._passes), default=0)
 
-    def _bytes(self, sequential: bool) -> int:
-        """Sequentially of one stage; else at first of all, then of fewer, the smallest first."""
-        sizes = sorted(
-            _stage_bytes(stage) * (2 if self.asymmetric else 1) for stage in self._stages
-        )
-        if sequential:
-            return (1 + self.copies) * max(sizes, default=0)
-        held = [sum(sizes[i:]) + self.copies * size for i, size in enumerate(sizes)]
-        return max(held, default=0)
+    @property
+    def passes(self) -> int:
+        """How often the batches go through the model for moments."""
+        return len(self._passes)
+
+    def _divided(self, stages: list[Stage]) -> list[list[Stage]]:
+        """The stages of each pass."""
+        if self.sequential is False:
+            return [stages] if stages else []
+        alone = [[stage] for stage in stages]
+        if self.sequential or self.asymmetric:
+            return alone
+        most = max(map(self._held, alone), default=0)
+        passes: list[list[Stage]] = []
+        for stage in reversed(stages):  # from the end, so that passes end as early as they can
+            if passes and self._held([stage, *passes[0]]) <= most:
+                passes[0].insert(0, stage)
+            else:
+                passes.insert(0, [stage])
+        return passes
+
+    def _held(self, stages: list[Stage]) -> int:
+        """Bytes of one pass: at first the moments of all, then of fewer, the smallest first."""
+        twice = 2 if self.asymmetric else 1
+        left = sum(map(_stage_bytes, stages)) * twice
+        most = 0
+        for stage in sorted(stages, key=_stage_bytes):
+            size = _stage_bytes(stage) * twice
+            work = self.refit.copies * size + self.refit.weights * _weight_bytes(stage)
+            most, left = max(most, left + work), left - size
+        return most
 
     def __iter__(self) -> Iterator[Calibrated]:
         """Layers with their moments, and then those without.
 
-        Sequentially they come in the order of the forward pass, and what is done to a layer before
-        the next is asked for counts for that; else those of the smallest moments come first.
+        Passes come in the order of the forward pass, and what is done to the layers of one counts
+        for the next; of a pass those with the smallest moments come first.
         """
-        dense = copy.deepcopy(self.model) if self.asymmetric and self._stages else None
-        if self.sequential:
-            for stage in self._stages:
-                yield from self._gathered([stage], dense)
-        else:
-            yield from self._gathered(sorted(self._stages, key=_stage_bytes), dense)
+        dense = copy.deepcopy(self.model) if self.asymmetric and self._passes else None
+        for stages in self._passes:
+            yield from self._gathered(sorted(stages, key=_stage_bytes), dense)
         yield from self._hidden
 
     def _gathered(self, stages: list[Stage], dense: nn.Module | None) -> Iterator[Calibrated]:
         sums = [_accumulator(stage) for stage in stages]
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
-            twin = None if dense is None else stack.enter_context(_Twin(dense, stages))
-            end = stages[0].end if len(stages) == 1 else None
+            twin = None if dense is None else stack.enter_context(DenseTwin(dense, stages))
+            end = end_of(stages)
             for stage, total in zip(stages, sums, strict=True):
                 for source in stage.sources:
                     hook = _adding(source, stage.layers[0], total, twin)
@@ -176,62 +207,16 @@ class Calibration:
 
     def _require_memory(self) -> None:
         if self.bytes > self.max_bytes:
-            largest = max(self._stages, key=_stage_bytes).layers[0]
+            largest = max(chain(*self._passes), key=_stage_bytes).layers[0]
             raise ValueError(
                 f"max_bytes: moments and their working memory come to {self.bytes:,} bytes, the "
                 f"largest those of {largest.name}; got {self.max_bytes:,}. Raise it, leave layers "
-                "out with `ignore`" + ("" if self.sequential else ", or use sequential=True")
+                "out with `ignore`"
+                + (", or use sequential=True" if self.sequential is False else "")
             )
 
 
-class _Twin:
-    """The dense model, and the inputs it had at a stage's sources in the batch that it saw last."""
-
-    def __init__(self, model: nn.Module, stages: list[Stage]) -> None:
-        self._model = model
-        self._stages = stages
-        self._seen: dict[Key, list[torch.Tensor]] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "_Twin":
-        self._stack.enter_context(evaluating(self._model))
-        for stage in self._stages:
-            for source in stage.sources:
-                module = self._model.get_submodule(source.name)
-                self._stack.enter_context(source.hooked(self._keeping(source), module))
-        end = self._stages[0].end if len(self._stages) == 1 else None
-        if end is not None:
-            self._stack.enter_context(end.hooked(ending, self._model.get_submodule(end.name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _keeping(self, source: Source) -> Hook:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-            found = source.inputs.find(Call(args, kwargs, output))
-            if found is not None:
-                self._seen.setdefault(source.key, []).append(found.detach())
-
-        return hook
-
-    def see(self, run: Forward, batch: Any) -> None:
-        """Keep what this batch gives in place of what the last gave."""
-        self._seen = {}
-        until_end(partial(run, self._model, batch))
-
-    def next_inputs(self, source: Source, like: torch.Tensor) -> torch.Tensor:
-        """What the dense model had at the call that the pruned one is at now."""
-        seen = self._seen.get(source.key)
-        if not seen or seen[0].shape != like.shape:
-            raise ValueError(
-                "asymmetric: expected the dense and the pruned model to be called alike; at "
-                f"{source.name} they are not"
-            )
-        return seen.pop(0)
-
-
-def _adding(source: Source, layer: Layer, total: Accumulator, twin: _Twin | None) -> Hook:
+def _adding(source: Source, layer: Layer, total: Accumulator, twin: DenseTwin | None) -> Hook:
     """A hook that adds a call's inputs to the sums."""
     n = layer.matrices().shape[-1]
 
@@ -275,3 +260,9 @@ def _accumulator(stage: Stage) -> Accumulator:
 
 def _stage_bytes(stage: Stage) -> int:
     return moment_bytes(*features_of(stage)[:3])
+
+
+def _weight_bytes(stage: Stage) -> int:
+    """Bytes of the largest weight of a stage in the precision that refits work in."""
+    itemsize = 8 if features_of(stage)[2] == torch.float64 else 4
+    return itemsize * max(layer.weight.numel() for layer in stage.layers)

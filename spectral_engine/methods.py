@@ -35,23 +35,28 @@ from spectral_kernels.laws import LawName, ScoreName
 class Refit:
     """Whether a refit needs calibration inputs, and whether it may choose the mask itself.
 
-    copies: how many matrices of the moments' size it works in, beside the moments.
+    copies, weights: how many matrices of the moments' size it works in, beside the moments, and how
+        many of the weight's size, beside the weight; the result is one of them.
     """
 
     needs_inputs: bool = False
     own_mask: bool = False
     copies: int = 1
+    weights: int = 3
 
 
 #: How kept entries are adjusted, see `refit`. Those that may choose the mask do so the score
 #: is the magnitude and nothing is drawn; elsewhere they adjust the method's.
 REFITS: dict[str, Refit] = {
     "scale": Refit(),
-    "spectral": Refit(),
-    "least-squares": Refit(needs_inputs=True),
-    "sparsegpt": Refit(needs_inputs=True, own_mask=True, copies=3),
-    "admm": Refit(needs_inputs=True, own_mask=True, copies=4),
+    "spectral": Refit(weights=18),
+    "least-squares": Refit(needs_inputs=True, weights=4),
+    "sparsegpt": Refit(needs_inputs=True, own_mask=True, copies=3, weights=7),
+    "admm": Refit(needs_inputs=True, own_mask=True, copies=4, weights=8),
 }
+
+#: The moments may be copied, to be centred, and there is a result.
+NO_REFIT = Refit(weights=1)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from spectral_kernels.patterns import NM, check_divides, parse_pattern
 from torch import nn
 
 from spectral_engine.allocation import Goal, mean_sparsity
-from spectral_engine.batches import batch_errors, sparsify_each, sparsify_stacked
+from spectral_engine.batches import sparsify_each, sparsify_stacked
 from spectral_engine.calibration import MAX_BYTES, Calibrated, Calibration
+from spectral_engine.errors import batch_errors
 from spectral_engine.forward_passes import Forward
 from spectral_engine.layers import Layer, find_layers, require_ready
 from spectral_engine.mask import mask_of
 from spectral_engine.masks import keep_zeros
 from spectral_engine.masks import masks as current_masks
 from spectral_engine.matrices import check_rank
-from spectral_engine.methods import REFITS, Method, automatic, resolve
+from spectral_engine.methods import NO_REFIT, REFITS, Method, automatic, resolve
 from spectral_engine.moments import Moments
 from spectral_engine.originals import restored_on_error
 from spectral_engine.output_bias import add_to_bias, bias_of
@@ -88,9 +89,10 @@ def prune(
         sequential: True takes a layer's inputs from the model with the layers before it pruned,
             one pass a layer, in the memory of the largest layer's moments and as much again (refits
             "sparsegpt" and "admm" take more); False from the dense model, in one pass, which holds
-            all layers' moments at once. By default False where that takes no more memory.
+            all layers' moments at once. By default as many layers a pass as fit in the memory that
+            True takes, each seen through the layers that earlier passes pruned.
         asymmetric: fit what the layer gives in the dense model, of which a copy is held meanwhile.
-        max_bytes: of moments and their working memory.
+        max_bytes: of moments and the working memory of the refit, the pruned weight included.
         rank: of spectral scores; a layer with min(m, n) under it uses min(m, n).
         seed: with the layer's name, whose hash is the stream, it fixes all draws. To draw again
             from what an earlier pruning kept, take another: under the same one it is kept again.
@@ -142,11 +144,10 @@ def prune(
         refit, group = automatic(method, True, refit, group, pattern)
         steps = inputs = Calibration(
             model, layers, calibration, forward, sequential, asymmetric, max_bytes,
-            bias_correction, 1 if refit is None else REFITS[refit].copies,
+            bias_correction, NO_REFIT if refit is None else REFITS[refit],
         )  # fmt: skip
         report.options |= {
-            "refit": refit, "group": group, "sequential": inputs.sequential,
-            "asymmetric": asymmetric,
+            "refit": refit, "group": group, "asymmetric": asymmetric, "passes": inputs.passes,
         }  # fmt: skip
     elif report.options["rescale"] or refit is not None:
         for step in steps:

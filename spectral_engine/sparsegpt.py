@@ -73,7 +73,7 @@ def sparsegpt(
                 errors[:, j] = here[:, j] * drop[:, j] / U_here[j, j]
                 here[:, j:] -= errors[:, j, None] * U_here[j, j:]
             here.masked_fill_(drop, 0.0)
-            W[:, stop:] -= errors @ U[start:stop, stop:]
+            W[:, stop:].addmm_(errors, U[start:stop, stop:], alpha=-1)
     return W
 
 

@@ -6,6 +6,7 @@ Layers that see the same inputs, such as query, key and value, make one stage.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -43,13 +44,14 @@ class Stage:
 
     sources: where the inputs are seen; several for a weight that several modules share
     mends: whether each layer has a bias of its own, to be corrected
-    end: a source that is reached only after all inputs have been seen, None if there is none
+    end: a source that is reached only after all inputs have been seen, with its place among the
+        calls of a forward pass; None if there is none
     """
 
     layers: list[Layer]
     sources: list[Source]
     mends: bool = False
-    end: Source | None = None
+    end: tuple[int, Source] | None = None
 
 
 @dataclass
@@ -161,8 +163,16 @@ def stages_of(
         own = {source.key for source in stage.sources}
         seen = [i for i, key in enumerate(calls) if key in own or origins[key] in own]
         after = calls[seen[-1] + 1 :] if seen else []
-        stage.end = next((sources[key] for key in after if trace.place[key] > seen[-1]), None)
+        first = next((key for key in after if trace.place[key] > seen[-1]), None)
+        stage.end = None if first is None else (trace.place[first], sources[first])
     return stages, unseen
+
+
+def end_of(stages: Iterable[Stage]) -> Source | None:
+    """A source that is reached only after all inputs of these stages have been seen, if any."""
+    ends = [stage.end for stage in stages]
+    last = None if None in ends else max(filter(None, ends), key=itemgetter(0))
+    return None if last is None else last[1]
 
 
 def features_of(stage: Stage) -> tuple[int, int | None, torch.dtype, torch.device]:

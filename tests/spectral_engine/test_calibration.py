@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from spectral_engine.methods import REFITS
 from spectral_engine.moments import PANEL, Accumulator, Moments
 from spectral_engine.output_bias import add_to_bias
 from spectral_engine.selection import Selector
+from spectral_engine.stages import Stage
 
 CPU = torch.device("cpu")
 
@@ -33,6 +35,10 @@ def seeded(build):
 
 def layers_of(model: nn.Module):
     return find_layers(model, Selector.of(None, None))[0]
+
+
+def stages(calibration: Calibration) -> list[Stage]:
+    return [stage for stages in calibration._passes for stage in stages]
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -290,7 +296,7 @@ def test_states_are_the_modules_own():
     expected = torch.cat((torch.zeros(1, 2, 4), model.gru(x)[0][:-1].detach())).flatten(0, 1)
     model.gru.register_forward_hook(lambda m, a, output: (output[0] * 9, output[1]))
     calibration = Calibration(model, layers_of(model), x, sequential=True)
-    names = [{layer.name.split("[")[0] for layer in stage.layers} for stage in calibration._stages]
+    names = [{layer.name.split("[")[0] for layer in stage.layers} for stage in stages(calibration)]
     assert names == [{"gru.weight_ih_l0", "beside.weight"}, {"gru.weight_hh_l0"}, {"head.weight"}]
     [found] = {step.moments for step in calibration if "weight_hh" in step.layer.name}
     assert torch.allclose(found.second, expected.mT @ expected / 12, atol=1e-5)
@@ -402,7 +408,7 @@ def test_equal_inputs_make_one_stage():
 
     model = Block()
     calibration = Calibration(model, layers_of(model), [torch.randn(9, 8)])
-    names = [[layer.name[0] for layer in stage.layers] for stage in calibration._stages]
+    names = [[layer.name[0] for layer in stage.layers] for stage in stages(calibration)]
     assert names == [["q", "k", "v"], ["o"], ["l"]]
 
 
@@ -418,16 +424,48 @@ def test_sequential_inputs_come_through_pruned_layers():
         assert torch.equal(model.second.weight != 0, kept)
 
 
-def test_memory_decides_whether_it_is_sequential():
-    """Catches the dense model's inputs, which pruned better, given up where memory allows them,
-    or all moments held at once where it does not."""
+def test_passes_gather_what_memory_allows():
+    """Catches one pass a layer where one would do, or more moments held than the largest layer's
+    and as much again."""
     one_large, all_alike = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)), Mlp(8)
-    for model, n, sequential in ((one_large, 64, False), (all_alike, 8, True)):
+    for model, n, passes in ((one_large, 64, 1), (all_alike, 8, 3)):
         report = se.prune(model, calibration=torch.randn(9, n))
-        assert report.options["sequential"] is sequential
-        for asked in (True, False):
+        assert report.options["passes"] == passes
+        for asked, expected in ((True, len(layers_of(model))), (False, 1), (None, passes)):
             calibration = Calibration(model, layers_of(model), torch.randn(9, n), sequential=asked)
-            assert (calibration.bytes > 2 * 4 * n * n) == (sequential and not asked)
+            assert calibration.passes == expected
+            most = 2 * 4 * n * n + 4 * n * 8  # moments, a copy, the pruned weight
+            assert (calibration.bytes > most) == (expected < passes)
+
+
+def test_a_pass_ends_with_its_block_and_sees_the_blocks_before_it_pruned():
+    """Catches a pass that runs to the model's end, and moments that miss what earlier passes
+    pruned, or see what their own does."""
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        widths = [8, 8, 32, 8, 8, 32, 8]
+        pairs = ((nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(widths))
+        return nn.Sequential(*chain(*pairs))
+
+    model, dense, data = build(), build(), batches()
+    calls = []
+    model[-2].register_forward_hook(lambda *_: calls.append(1))
+    calibration = Calibration(model, layers_of(model), data)
+    assert [[stage.layers[0].name for stage in stages] for stages in calibration._passes] == [
+        ["0.weight", "2.weight", "4.weight"], ["6.weight", "8.weight", "10.weight"]
+    ]  # fmt: skip
+    assert calibration.bytes == 2 * 4 * 32**2 + 4 * 32 * 8  # moments, a copy, the pruned weight
+    calls.clear()
+    for step in calibration:
+        place = int(step.layer.name.split(".")[0])
+        x = torch.cat(data)
+        with torch.no_grad():
+            for i in range(place):
+                x = (model if i < 6 <= place else dense)[i](x)
+        assert torch.allclose(step.moments.second, x.mT @ x / len(x), atol=1e-5)
+        assert len(calls) == (0 if place < 6 else len(data))
+        step.layer.write(step.layer.matrices() * 0.5)
 
 
 def test_order_is_that_of_the_forward_pass():
@@ -577,7 +615,7 @@ NAN = torch.full((3, 8), float("nan"))
         ({"calibration": NAN, "asymmetric": 1}, TypeError, "asymmetric: expected True or False"),
         ({"calibration": NAN, "sequential": False, "asymmetric": True}, ValueError, "asymmetric: "),
         ({"calibration": torch.ones(3, 8), "max_bytes": 100}, ValueError,
-         r"max_bytes: .* 1,152 bytes, the largest those of second.weight; got 100"),
+         r"max_bytes: .* 1,728 bytes, the largest those of second.weight; got 100"),
         ({"calibration": NAN, "max_bytes": 1.0}, TypeError, "max_bytes: expected an integer"),
         ({"calibration": torch.ones(3, 8), "bias_correction": 1}, TypeError, "bias_correction: "),
         ({"bias_correction": True}, ValueError, "bias_correction: needs calibration"),
