@@ -12,6 +12,7 @@ print(se.spectra(model))
 from spectral_engine.comparison import Comparison, LayerErrors, compare
 from spectral_engine.errors import Errors, errors
 from spectral_engine.files import prune_file
+from spectral_engine.input_moments import InputMoments, calibrate
 from spectral_engine.layer_views import View, register_layer
 from spectral_engine.layers import Skipped
 from spectral_engine.mask import Mask
@@ -32,6 +33,7 @@ __all__ = [
     "Constant",
     "Cubic",
     "Errors",
+    "InputMoments",
     "Iterative",
     "LayerErrors",
     "LayerReport",
@@ -54,6 +56,7 @@ __all__ = [
     "View",
     "__version__",
     "apply_masks",
+    "calibrate",
     "compare",
     "errors",
     "finalize",

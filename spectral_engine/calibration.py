@@ -37,13 +37,15 @@ from spectral_engine.forward_passes import (
 from spectral_engine.layer_inputs import Call
 from spectral_engine.layers import Layer
 from spectral_engine.methods import NO_REFIT, Refit
-from spectral_engine.moments import Accumulator, Moments, moment_bytes
+from spectral_engine.moments import Accumulator, Moments
 from spectral_engine.stages import (
     Source,
     Stage,
     end_of,
     features_of,
+    held_bytes,
     sources_of,
+    stage_bytes,
     stages_of,
     trace_of,
 )
@@ -148,15 +150,7 @@ class Calibration:
         return passes
 
     def _held(self, stages: list[Stage]) -> int:
-        """Bytes of one pass: at first the moments of all, then of fewer, the smallest first."""
-        twice = 2 if self.asymmetric else 1
-        left = sum(map(_stage_bytes, stages)) * twice
-        most = 0
-        for stage in sorted(stages, key=_stage_bytes):
-            size = _stage_bytes(stage) * twice
-            work = self.refit.copies * size + self.refit.weights * _weight_bytes(stage)
-            most, left = max(most, left + work), left - size
-        return most
+        return held_bytes(stages, self.refit, 2 if self.asymmetric else 1)
 
     def __iter__(self) -> Iterator[Calibrated]:
         """Layers with their moments, and then those without.
@@ -166,7 +160,7 @@ class Calibration:
         """
         dense = copy.deepcopy(self.model) if self.asymmetric and self._passes else None
         for stages in self._passes:
-            yield from self._gathered(sorted(stages, key=_stage_bytes), dense)
+            yield from self._gathered(sorted(stages, key=stage_bytes), dense)
         yield from self._hidden
 
     def _gathered(self, stages: list[Stage], dense: nn.Module | None) -> Iterator[Calibrated]:
@@ -207,7 +201,7 @@ class Calibration:
 
     def _require_memory(self) -> None:
         if self.bytes > self.max_bytes:
-            largest = max(chain(*self._passes), key=_stage_bytes).layers[0]
+            largest = max(chain(*self._passes), key=stage_bytes).layers[0]
             raise ValueError(
                 f"max_bytes: moments and their working memory come to {self.bytes:,} bytes, the "
                 f"largest those of {largest.name}; got {self.max_bytes:,}. Raise it, leave layers "
@@ -256,13 +250,3 @@ def _check(calibration: Calibration) -> None:
 def _accumulator(stage: Stage) -> Accumulator:
     features, batch, dtype, device = features_of(stage)
     return Accumulator(features, batch, dtype, device)
-
-
-def _stage_bytes(stage: Stage) -> int:
-    return moment_bytes(*features_of(stage)[:3])
-
-
-def _weight_bytes(stage: Stage) -> int:
-    """Bytes of the largest weight of a stage in the precision that refits work in."""
-    itemsize = 8 if features_of(stage)[2] == torch.float64 else 4
-    return itemsize * max(layer.weight.numel() for layer in stage.layers)

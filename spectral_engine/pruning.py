@@ -16,6 +16,7 @@ from spectral_engine.batches import sparsify_each, sparsify_stacked
 from spectral_engine.calibration import MAX_BYTES, Calibrated, Calibration
 from spectral_engine.errors import batch_errors
 from spectral_engine.forward_passes import Forward
+from spectral_engine.input_moments import InputMoments
 from spectral_engine.layers import Layer, find_layers, require_ready
 from spectral_engine.mask import mask_of
 from spectral_engine.masks import keep_zeros
@@ -81,9 +82,10 @@ def prune(
             `report.skipped`, with the reason; a pattern that matches nothing in `report.unmatched`.
         calibration: batches of the model's inputs, an iterable that can be gone through several
             times; a batch is a tensor, a dictionary, or a tuple or list whose leading items are
-            forward's arguments. Scores are then weighed with the root mean square of each input
-            feature, and refits can fit the outputs; see `sparsify`. Layers whose inputs cannot be
-            seen (see `layer_inputs`) are pruned without, and say so in the report.
+            forward's arguments. Or what `calibrate` gathered from them. Scores are then weighed
+            with the root mean square of each input feature, and refits can fit the outputs; see
+            `sparsify`. Layers whose inputs cannot be seen (see `layer_inputs`) are pruned without,
+            and say so in the report.
         forward: called as forward(model, batch) instead of the model, for other batches.
         bias_correction: also change biases so that each layer's mean output stays.
         sequential: True takes a layer's inputs from the model with the layers before it pruned,
@@ -142,12 +144,18 @@ def prune(
     steps: Iterable[Calibrated] = [Calibrated(layer, None) for layer in layers]
     if calibration is not None:
         refit, group = automatic(method, True, refit, group, pattern)
-        steps = inputs = Calibration(
-            model, layers, calibration, forward, sequential, asymmetric, max_bytes,
-            bias_correction, NO_REFIT if refit is None else REFITS[refit],
-        )  # fmt: skip
+        work, passes = NO_REFIT if refit is None else REFITS[refit], 0
+        if isinstance(calibration, InputMoments):
+            _require_default(forward=forward, sequential=sequential, asymmetric=asymmetric)
+            steps = list(calibration.of(layers, bias_correction, work, max_bytes))
+        else:
+            steps = inputs = Calibration(
+                model, layers, calibration, forward, sequential, asymmetric, max_bytes,
+                bias_correction, work,
+            )  # fmt: skip
+            passes = inputs.passes
         report.options |= {
-            "refit": refit, "group": group, "asymmetric": asymmetric, "passes": inputs.passes,
+            "refit": refit, "group": group, "asymmetric": asymmetric, "passes": passes,
         }  # fmt: skip
     elif report.options["rescale"] or refit is not None:
         for step in steps:
@@ -177,6 +185,15 @@ def prune(
             keep_zeros(done)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _require_default(**arguments: Any) -> None:
+    """Moments that are there already were gathered from the dense model, in whatever way."""
+    for name, value in arguments.items():
+        if value not in (None, False):
+            raise ValueError(
+                f"{name}: expected the default with gathered moments for calibration; got {value!r}"
+            )
 
 
 def _require_divisible(layers: Sequence[Layer], pattern: str) -> None:

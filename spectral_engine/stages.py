@@ -15,6 +15,8 @@ from torch import nn
 from spectral_engine.forward_passes import Hook, evaluating, hooked
 from spectral_engine.layer_inputs import Call, Inputs, inputs_of
 from spectral_engine.layers import Layer
+from spectral_engine.methods import Refit
+from spectral_engine.moments import moment_bytes
 from spectral_engine.output_bias import bias_of
 
 Key = tuple[int, str]
@@ -153,7 +155,7 @@ def stages_of(
             continue
         if len(reached) == 1:
             reached = [sources[trace.origin(reached[0].key)]]
-        mends = bias_correction and len(layer.owners) < 2 and bias_of(layer) is not None
+        mends = mended(layer, bias_correction)
         key = (*sorted(source.key for source in reached), mends)
         groups.setdefault(key, Stage([], reached, mends)).layers.append(layer)
     stages = sorted(groups.values(), key=lambda stage: trace.place[stage.sources[0].key])
@@ -168,6 +170,11 @@ def stages_of(
     return stages, unseen
 
 
+def mended(layer: Layer, bias_correction: bool) -> bool:
+    """Whether a bias of the layer's own will mend the mean of its outputs."""
+    return bias_correction and len(layer.owners) < 2 and bias_of(layer) is not None
+
+
 def end_of(stages: Iterable[Stage]) -> Source | None:
     """A source that is reached only after all inputs of these stages have been seen, if any."""
     ends = [stage.end for stage in stages]
@@ -180,3 +187,28 @@ def features_of(stage: Stage) -> tuple[int, int | None, torch.dtype, torch.devic
     matrices = stage.layers[0].matrices()
     batch = matrices.shape[0] if matrices.ndim == 3 else None
     return matrices.shape[-1], batch, matrices.dtype, matrices.device
+
+
+def stage_bytes(stage: Stage) -> int:
+    """Bytes of the second moments of a stage."""
+    return moment_bytes(*features_of(stage)[:3])
+
+
+def held_bytes(stages: list[Stage], refit: Refit, twice: int = 1) -> int:
+    """Bytes of one pass: at first the moments of all, then of fewer, the smallest first.
+
+    What `refit` works in beside them counts, and `twice`, the number of moments that each has.
+    """
+    left = twice * sum(map(stage_bytes, stages))
+    most = 0
+    for stage in sorted(stages, key=stage_bytes):
+        size = twice * stage_bytes(stage)
+        work = refit.copies * size + refit.weights * _weight_bytes(stage)
+        most, left = max(most, left + work), left - size
+    return most
+
+
+def _weight_bytes(stage: Stage) -> int:
+    """Bytes of the largest weight of a stage in the precision that refits work in."""
+    itemsize = 8 if features_of(stage)[2] == torch.float64 else 4
+    return itemsize * max(layer.weight.numel() for layer in stage.layers)
