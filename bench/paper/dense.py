@@ -9,6 +9,8 @@ from torch import nn
 
 import spectral_engine as se
 from bench.paper.jobs import Settings, say
+from bench.paper.objectives import CLASSIFY, Objective
+from bench.paper.store import remembered
 from bench.paper.training import Recipe, Training, accuracy
 
 #: Records of the spectra in a training.
@@ -41,10 +43,12 @@ def trained(
     recipe: Recipe | None = None,
     model: nn.Module | None = None,
     name: str = "dense",
+    objective: Objective = CLASSIFY,
 ) -> Dense:
     """The dense network of a seed, trained unless it is in the cache.
 
-    `model` and `name` are given where it is another than the settings' own network.
+    `model` and `name` are given where it is another than the settings' own network, or learns
+    something else.
     """
     recipe = recipe or settings.recipe
     data = settings.images()
@@ -64,6 +68,9 @@ def trained(
         prepare=settings.chosen.prepare,
         segments=[recipe],
         seed=seed,
+        targets=None if objective.targets is None else objective.targets(data.train),
+        loss=objective.loss,
+        judge=objective.judge,
         path=folder / "training.safetensors",
         device=settings.device,
         before_epoch=before_epoch,
@@ -72,7 +79,12 @@ def trained(
         progress=say(settings, seed, name),
     ).run()
     tracker.finish()
-    return Dense(model, tracker, training.history, steps, tested(settings, model), folder)
+
+    def tell() -> float:
+        return objective.judge(model, data.test, settings.chosen.prepare, settings.device)
+
+    test = remembered(folder / "test.json", tell)
+    return Dense(model, tracker, training.history, steps, test, folder)
 
 
 def evaluate(settings: Settings, model: nn.Module) -> tuple[float, float]:

@@ -103,11 +103,15 @@ class Settings:
 
     def folder(self, *inputs: Any) -> Path:
         """Where what depends on these inputs, and on network and data, is kept."""
-        depends = json.dumps(
-            [VERSION, self.images().fingerprint, self.width, self.device, [repr(x) for x in inputs]]
+        named = [repr(x) for x in inputs]
+        return self.place(
+            self.network, [VERSION, self.images().fingerprint, self.width, self.device, named]
         )
-        digest = hashlib.blake2b(depends.encode(), digest_size=6).hexdigest()
-        return self.cache / f"{self.network}-{digest}"
+
+    def place(self, name: str, depends: list[Any]) -> Path:
+        """A folder of the cache, by a name and by all else that its contents depend on."""
+        digest = hashlib.blake2b(json.dumps(depends).encode(), digest_size=6).hexdigest()
+        return self.cache / f"{name}-{digest}"
 
     def to_dict(self) -> dict[str, Any]:
         """For the record of a run; without the paths, which differ from machine to machine."""

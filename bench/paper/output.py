@@ -39,29 +39,34 @@ class Table:
 
 @dataclass
 class Result:
-    """What a task found: `summary` for programs, tables and figures for readers."""
+    """What a task found: `summary` for programs, tables and figures for readers.
+
+    subject: the network with its data, where they are not those of the settings.
+    """
 
     task: str
     settings: Settings
     summary: dict[str, Any]
     tables: list[Table]
     figures: dict[str, Figure]
+    subject: str | None = None
 
     def write(self) -> list[Path]:
         """Write all of it to the settings' folder; the paths."""
-        folder, stem = self.settings.out, f"{self.task}-{self.settings.stem}"
+        folder, stem = self.settings.out, self.task
+        if self.subject is None:
+            stem += f"-{self.settings.stem}"
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{stem}.json", folder / f"{stem}.md"]
         record = {
             "task": self.task,
-            "settings": self.settings.to_dict(),
-            "recipe": vars(self.settings.recipe),
+            **self._subject(),
             "seeds": list(self.settings.runs),
             "versions": versions(),
             **self.summary,
         }
         write_json(written[0], record)
-        heading = f"## {self.task}: {self.settings.label}\n"
+        heading = f"## {self.task}: {self.subject or self.settings.label}\n"
         text = "\n".join([heading, *(table.markdown() for table in self.tables)])
         with replacing_file(written[1], force=True) as file:
             file.write(text.encode())
@@ -70,6 +75,12 @@ class Result:
             with replacing_file(written[-1], force=True) as file:
                 figure.savefig(file, format="png", dpi=90)
         return written
+
+    def _subject(self) -> dict[str, Any]:
+        """What was trained and how, or what came trained."""
+        if self.subject is not None:
+            return {"subject": self.subject}
+        return {"settings": self.settings.to_dict(), "recipe": vars(self.settings.recipe)}
 
 
 def versions() -> dict[str, str]:

@@ -69,12 +69,41 @@ class Follower(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Judge(Protocol):
+    """How good a model is on a part, as `accuracy` tells it; more is better."""
+
+    def __call__(
+        self, model: nn.Module, part: Part, prepare: Callable[[Tensor], Tensor], device: str
+    ) -> float: ...
+
+
+def accuracy(
+    model: nn.Module,
+    part: Part,
+    prepare: Callable[[Tensor], Tensor],
+    device: str = "cpu",
+    batch: int = 500,
+) -> float:
+    """The fraction that the model, in evaluation mode meanwhile, puts into its class."""
+    training = model.training
+    model.eval()
+    correct = 0
+    with torch.inference_mode():
+        for start in range(0, len(part), batch):
+            images = prepare(part.images[start : start + batch].to(device))
+            found = model(images).argmax(1).cpu()
+            correct += int((found == part.labels[start : start + batch]).sum())
+    model.train(training)
+    return correct / len(part)
+
+
 @dataclass
 class Training:
     """A model in training.
 
     segments: recipes one after the other, each with its learning rate from the start again
-    targets: class probabilities (N, 10) of the training images in place of their labels
+    targets: (N, ...) of the training images in place of their labels, as class probabilities
+    loss: of outputs and targets. judge: of the validation part
     prepare: see `Network`. path: where its state is kept; None keeps none.
     before_epoch, after_step: called there. followers: saved and loaded with it, by name.
     history: per epoch, mean loss and validation accuracy
@@ -86,6 +115,8 @@ class Training:
     segments: Sequence[Recipe]
     seed: int
     targets: Tensor | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    judge: Judge = accuracy
     path: Path | None = None
     device: str = "cpu"
     before_epoch: Callable[[int], Any] = lambda _epoch: None
@@ -94,8 +125,11 @@ class Training:
     progress: Callable[[str], None] = lambda _message: None
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def run(self) -> "Training":
-        """Train to the end from where the file leaves off; the model is in evaluation mode then."""
+    def run(self, until: int | None = None) -> "Training":
+        """Train to the end from where the file leaves off; the model is in evaluation mode then.
+
+        until: the number of epochs after which to stop before the end.
+        """
         # Channels last: convolutions and pooling on the CPU take half the time.
         self.model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -103,12 +137,10 @@ class Training:
         generator = torch.Generator().manual_seed(self.seed)
         if self.path is not None and self.path.exists():
             self._load(optimizer, generator)
-        epoch = 0
-        for recipe in self.segments:
-            for within in range(recipe.epochs):
-                if epoch == len(self.history):
-                    self._epoch(epoch, within, recipe, optimizer, generator)
-                epoch += 1
+        places = [(recipe, within) for recipe in self.segments for within in range(recipe.epochs)]
+        for epoch, (recipe, within) in enumerate(places[:until]):
+            if epoch == len(self.history):
+                self._epoch(epoch, within, recipe, optimizer, generator)
         self.model.eval()
         return self
 
@@ -133,12 +165,12 @@ class Training:
             images = self.prepare(self.data.train.images[batch].to(self.device))
             labels = wanted[batch].to(self.device)
             optimizer.zero_grad()
-            loss = cross_entropy(self.model(images), labels)
+            loss = self.loss(self.model(images), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(batch)
             self.after_step()
-        reached = accuracy(self.model, self.data.validation, self.prepare, self.device)
+        reached = self.judge(self.model, self.data.validation, self.prepare, self.device)
         mean = float(total) / len(self.data.train)
         self.history.append({"loss": mean, "validation": reached})
         if self.path is not None:
@@ -174,26 +206,6 @@ class Training:
         self.history = state["history"]
         for name, follower in self.followers.items():
             follower.load_state_dict(state["followers"][name])
-
-
-def accuracy(
-    model: nn.Module,
-    part: Part,
-    prepare: Callable[[Tensor], Tensor],
-    device: str = "cpu",
-    batch: int = 500,
-) -> float:
-    """The fraction that the model, in evaluation mode meanwhile, puts into its class."""
-    training = model.training
-    model.eval()
-    correct = 0
-    with torch.inference_mode():
-        for start in range(0, len(part), batch):
-            images = prepare(part.images[start : start + batch].to(device))
-            found = model(images).argmax(1).cpu()
-            correct += int((found == part.labels[start : start + batch]).sum())
-    model.train(training)
-    return correct / len(part)
 
 
 def soft_targets(

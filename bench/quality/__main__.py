@@ -46,7 +46,7 @@ def main(
         list[str] | None, typer.Option(help=f"Of {', '.join(NETWORKS)}; all by default.")
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="Globs over labels, such as 'magnitude*'; all.")
+        list[str] | None, typer.Option(help="Globs over labels: 'magnitude*', '!*by row*'; all.")
     ] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="50 to 95 % by default.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of draws and of calibration batches.")] = 3,

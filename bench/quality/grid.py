@@ -71,8 +71,9 @@ BOTH = (False, True)
 def settings(patterns: Sequence[str] = ("*",)) -> Iterator[Setting]:
     """Every method, by tensor and by row, with every refit, calibration and allocation.
 
-    `patterns` are globs over labels, such as "magnitude*". The baseline is always there and comes
-    first; then what a time limit should cut off last: a uniform budget, magnitude.
+    `patterns` are globs over labels, such as "magnitude*"; "!*by row*" leaves out. The baseline is
+    always there and comes first; then what a time limit should cut off last: a uniform budget,
+    magnitude.
     """
     yield BASELINE
     for allocation, pattern, method, calibrated, refit, group, bias, dense in itertools.product(
@@ -80,9 +81,17 @@ def settings(patterns: Sequence[str] = ("*",)) -> Iterator[Setting]:
     ):
         budget = None if allocation == "uniform" else allocation
         setting = Setting(method, group, calibrated, refit, bias, dense, budget, pattern)
-        wanted = any(fnmatch.fnmatchcase(setting.label, pattern) for pattern in patterns)
-        if wanted and setting != BASELINE and _makes_sense(setting):
+        if _is_wanted(setting.label, patterns) and setting != BASELINE and _makes_sense(setting):
             yield setting
+
+
+def _is_wanted(label: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns matches, if there is one to match, and none that leaves out."""
+    out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    chosen = [pattern for pattern in patterns if not pattern.startswith("!")]
+    return any(fnmatch.fnmatchcase(label, one) for one in chosen or ["*"]) and not any(
+        fnmatch.fnmatchcase(label, one) for one in out
+    )
 
 
 def _makes_sense(setting: Setting) -> bool:

@@ -4,7 +4,8 @@ import copy
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from bench.quality.grid import Setting, settings
 from bench.quality.network import Network
 
 Row = dict[str, Any]
+#: A seed to what the layers see in the batches that it draws.
+Inputs = Callable[[int], se.InputMoments]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -60,12 +63,17 @@ def resample(batches: Sequence[Any], seed: int) -> list[Any]:
     return random.Random(seed).choices(batches, k=len(batches))
 
 
-def measure(network: Network, setting: Setting, sparsity: float, seed: int) -> Row:
-    """Prune a copy of the network and score it; what `prune` refuses is a row that says so."""
+def measure(network: Network, setting: Setting, sparsity: float, seed: int, inputs: Inputs) -> Row:
+    """Prune a copy of the network and score it; what `prune` refuses is a row that says so.
+
+    inputs: of a seed, what the dense network's layers see; "seconds" are without gathering that,
+    but for what is asymmetric, which gathers its own.
+    """
     model = copy.deepcopy(network.model)
     options = dict(setting.options)
     if setting.calibrated:
-        options["calibration"] = resample(network.calibration, seed)
+        batches = resample(network.calibration, seed)
+        options["calibration"] = batches if setting.asymmetric else inputs(seed)
     row: Row = {
         "network": network.name,
         "label": setting.label,
@@ -123,9 +131,17 @@ def run(
         for setting, sparsity, seed in measurements
         if (network.name, setting.label, sparsity, seed) not in done
     ]
+
+    @lru_cache(maxsize=1)
+    def inputs(seed: int) -> se.InputMoments:
+        batches = resample(network.calibration, seed)
+        return se.calibrate(
+            network.model, batches, targets=network.targets, ignore=network.ignore or None
+        )
+
     end = time.monotonic() + seconds
     for i, measurement in enumerate(missing):
         if time.monotonic() >= end:
             return len(missing) - i
-        append_row(path, measure(network, *measurement))
+        append_row(path, measure(network, *measurement, inputs))
     return 0

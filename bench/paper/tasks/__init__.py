@@ -6,12 +6,15 @@ from bench.paper.jobs import Settings
 from bench.paper.output import Result
 from bench.paper.tasks import (
     depth,
+    efficientnet,
+    failures,
     headtohead,
     iterative,
     learning,
     oneshot,
     optimizer,
     recurrent,
+    rewinding,
     transformer,
     width,
 )  # fmt: skip
@@ -26,4 +29,7 @@ TASKS: dict[str, Callable[[Settings], Result]] = {
     "recurrent": recurrent.run,
     "transformer": transformer.run,
     "headtohead": headtohead.run,
+    "rewinding": rewinding.run,
+    "efficientnet": efficientnet.run,
+    "failures": failures.run,
 }

@@ -4,25 +4,21 @@ In all, each run trains `epochs` of the dense recipe and `RETRAIN` more. Those t
 network do so in between; those that prune at initialisation train all epochs pruned; the lottery
 ticket goes back to early weights in between.
 
-snip: |g w| of one batch at initialisation, over all layers (Lee et al., arXiv 1810.02340).
-synflow: 100 rounds of |R' w|, R the output for an input of ones under |w| (Tanaka et al., arXiv
-2006.05467, algorithm 1). ticket: magnitude, then the weights after `EARLY` epochs again (Frankle et
-al., arXiv 1912.05671). wanda and sparsegpt: calibrated on training images (arXiv 2306.11695,
-2301.00774).
+ticket: magnitude, then the weights after `EARLY` epochs again (Frankle et al., arXiv 1912.05671).
+wanda and sparsegpt: calibrated on training images (arXiv 2306.11695, 2301.00774). Those at
+initialisation stand in `at_start`.
 """
 
-import copy
 import inspect
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 import spectral_engine as se
+from bench.paper.at_start import AT_START, anything, at_start, chosen
 from bench.paper.dense import build, tested, trained
 from bench.paper.jobs import Settings, kept, run_all, say
 from bench.paper.output import Result, Table, panels, style
@@ -32,9 +28,8 @@ from spectral_engine.methods import REFITS
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 RETRAIN, EARLY = 6, 1
-#: Images in the calibration of a method, or in the batch of SNIP.
+#: Images in the calibration of a method.
 SAMPLES = 1024
-SYNFLOW_ROUNDS = 100
 #: What `prune` takes, of the methods that prune a trained network by it.
 TRAINED: dict[str, dict[str, Any]] = {
     "magnitude": {},
@@ -48,7 +43,6 @@ TRAINED: dict[str, dict[str, Any]] = {
     "wanda + least squares": {"group": "row", "calibration": True, "refit": "least-squares"},
     "sparsegpt": {"calibration": True, "refit": "sparsegpt"},
 }
-AT_START = ("snip", "synflow", "random at start")
 
 
 def methods() -> list[str]:
@@ -91,16 +85,16 @@ def control(settings: Settings, seed: int) -> float:
     """The dense network, trained on for as long as the others."""
 
     def measure() -> float:
-        return _train(settings, trained(settings, seed).model, seed, "control", [_later(settings)])
+        return train(settings, trained(settings, seed).model, seed, "control", [later(settings)])
 
-    return float(kept(settings, "control", measure, settings.recipe, seed, _later(settings)))
+    return float(kept(settings, "control", measure, settings.recipe, seed, later(settings)))
 
 
 def one(settings: Settings, seed: int, name: str, sparsity: float) -> dict[str, Any]:
     """Test accuracy right after pruning and at the end."""
 
     def measure() -> dict[str, Any]:
-        model, segments = build(settings, seed), [settings.recipe, _later(settings)]
+        model, segments = build(settings, seed), [settings.recipe, later(settings)]
         if name == "ticket":
             return ticket(settings, model, seed, sparsity)
         if name in AT_START:
@@ -110,9 +104,9 @@ def one(settings: Settings, seed: int, name: str, sparsity: float) -> dict[str, 
             after_training(name, settings, model, seed, sparsity)
         pruned = tested(settings, model)
         what = f"{name} {sparsity:.0%}"
-        return {"pruned": pruned, "retrained": _train(settings, model, seed, what, segments)}
+        return {"pruned": pruned, "retrained": train(settings, model, seed, what, segments)}
 
-    return dict(kept(settings, "headtohead", measure, settings.recipe, _later(settings), seed, name,
+    return dict(kept(settings, "headtohead", measure, settings.recipe, later(settings), seed, name,
                      TRAINED.get(name), sparsity))  # fmt: skip
 
 
@@ -121,7 +115,7 @@ def after_training(
 ) -> None:
     """Prune a trained network in place, with masks."""
     if name == "random":
-        se.apply_masks(model, chosen(model, sparsity, seed, _anything, alone=True))
+        se.apply_masks(model, chosen(model, sparsity, seed, anything, alone=True))
         return
     options = dict(TRAINED[name])
     if "calibration" in options:
@@ -130,79 +124,9 @@ def after_training(
     se.prune(model, sparsity=sparsity, seed=seed, **options)
 
 
-def at_start(name: str, settings: Settings, model: nn.Module, seed: int, sparsity: float) -> None:
-    """Prune a network before its training, in place, with masks."""
-    if name == "random at start":
-        kept_ = chosen(model, sparsity, seed, _anything, alone=True)
-    elif name == "snip":
-        part = settings.images().train
-        batch = settings.chosen.prepare(part.images[:SAMPLES])
-        cross_entropy(model(batch), part.labels[:SAMPLES]).backward()  # type: ignore[no-untyped-call]
-        kept_ = chosen(model, sparsity, seed, _gradient_score)
-    else:
-        kept_ = synflow(settings, model, sparsity, seed)
-    model.zero_grad()
-    se.apply_masks(model, kept_)
-
-
-def synflow(settings: Settings, model: nn.Module, sparsity: float, seed: int) -> dict[str, Tensor]:
-    """The masks of SynFlow: no data, and a little at a time, so that no layer empties."""
-    work = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in work.parameters():
-            parameter.abs_()
-    ones = torch.ones_like(settings.chosen.prepare(settings.images().train.images[:1]))
-    kept_: dict[str, Tensor] = {}
-    for index in range(1, SYNFLOW_ROUNDS + 1):
-        work.zero_grad()
-        work(ones).sum().backward()
-        share = 1.0 - (1.0 - sparsity) ** (index / SYNFLOW_ROUNDS)
-        kept_ = chosen(work, share, seed, _gradient_score)
-        with torch.no_grad():
-            for name, mask in kept_.items():
-                work.get_parameter(name).mul_(mask)
-    return kept_
-
-
-def _anything(_weight: Tensor, noise: Tensor) -> Tensor:
-    return noise
-
-
-def _gradient_score(weight: Tensor, _noise: Tensor) -> Tensor:
-    if weight.grad is None:
-        raise RuntimeError("score: expected a gradient")
-    return (weight.grad * weight).abs()
-
-
-def chosen(
-    model: nn.Module,
-    sparsity: float,
-    seed: int,
-    score: Callable[[Tensor, Tensor], Tensor],
-    alone: bool = False,
-) -> dict[str, Tensor]:
-    """Masks that keep the largest scores over all weights, or in each alone."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = {
-        name: score(weight, torch.rand(weight.shape, generator=generator)).detach()
-        for name, weight in model.named_parameters()
-        if weight.ndim >= 2
-    }
-    every = torch.cat([found.flatten() for found in scores.values()])
-
-    def threshold(found: Tensor) -> Tensor:
-        count = found.numel() - round(sparsity * found.numel())
-        return found.flatten().topk(max(1, count)).values[-1]
-
-    overall = threshold(every)
-    return {
-        name: found >= (threshold(found) if alone else overall) for name, found in scores.items()
-    }
-
-
 def ticket(settings: Settings, model: nn.Module, seed: int, sparsity: float) -> dict[str, Any]:
     """Train, prune by magnitude, go back to early weights, train again."""
-    recipe, later = settings.recipe, _later(settings)
+    recipe = settings.recipe
     early = min(EARLY, recipe.epochs)
     pruner = se.Pruner(model, se.OneShot(sparsity, start=recipe.epochs), rewind=early, leading=0)
     model.to(settings.device)
@@ -212,19 +136,19 @@ def ticket(settings: Settings, model: nn.Module, seed: int, sparsity: float) -> 
         if pruner.step() is not None:
             reached[0] = tested(settings, model)
 
-    end = _train(
-        settings, model, seed, f"ticket {sparsity:.0%}", [recipe, later],
+    end = train(
+        settings, model, seed, f"ticket {sparsity:.0%}", [recipe, later(settings)],
         before_epoch=before_epoch, followers={"pruner": pruner},
     )  # fmt: skip
     return {"pruned": reached[0], "retrained": end}
 
 
-def _later(settings: Settings) -> Any:
+def later(settings: Settings) -> Any:
     """The recipe of the retraining."""
     return replace(settings.recipe, epochs=1 if settings.quick else RETRAIN, warmup=0.0)
 
 
-def _train(
+def train(
     settings: Settings, model: nn.Module, seed: int, what: str, segments: list[Any], **more: Any
 ) -> float:
     """Train, saved as it goes; test accuracy."""

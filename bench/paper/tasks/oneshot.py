@@ -15,11 +15,14 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.dense import Dense, tested, trained
+from bench.paper.correlations import across, correlated, over_draws, over_sparsities, unbiased
+from bench.paper.data import Part
+from bench.paper.dense import Dense, trained
 from bench.paper.jobs import Settings, kept, run_all
 from bench.paper.measures import ERRORS, errors_of, spectra_of
 from bench.paper.output import Result, Table, panels, style
-from bench.paper.statistics import mean_interval, spearman, spearman_interval
+from bench.paper.statistics import mean_interval
+from bench.paper.training import Judge, accuracy
 from spectral_engine.methods import REFITS
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -71,6 +74,14 @@ SETTINGS = [
     *(Setting(**vars(one) | {"refit": refit}) for one in REFITTED for refit in DATA_FREE),
 ]
 DRAWN = [Setting("random"), Setting("randomized", "l1"), Setting("randomized", "l2"), PRINCIPAL[0]]
+#: One of each kind, for thinned networks; and how many test images judge them.
+FEW = [
+    *PLAIN[:4], Setting("randomized", "trimmed-l2"), Setting("randomized", "l1", False),
+    Setting("principal"), *PRINCIPAL[:2], Setting("aligned"),
+    Setting("magnitude", refit="spectral"), Setting("principal", refit="spectral"),
+]  # fmt: skip
+FEW_DRAWN = [DRAWN[1], DRAWN[3]]
+FEW_IMAGES = 2500
 
 
 def run(settings: Settings) -> Result:
@@ -78,7 +89,8 @@ def run(settings: Settings) -> Result:
     cases = [(seed, setting) for seed in settings.runs for setting in chosen(settings)]
     found = run_all(settings, [partial(prepared, settings, seed) for seed in settings.runs])
     found = run_all(settings, [partial(one, settings, *case) for case in cases])
-    drawing = DRAWN[:1] if settings.quick else DRAWN
+    drawing = FEW_DRAWN if settings.chosen.thinned else DRAWN
+    drawing = drawing[:1] if settings.quick else drawing
     cases = [(seed, setting) for seed in settings.runs for setting in drawing]
     drawn = run_all(settings, [partial(draws, settings, *case) for case in cases])
     rows = [row for part in found for row in part]
@@ -91,20 +103,38 @@ def run(settings: Settings) -> Result:
     }
     dense = run_all(settings, [partial(dense_accuracy, settings, seed) for seed in settings.runs])
     summary = {"dense": dense, "rows": rows, "draws": repeats, "correlations": correlations}
-    return Result(
-        "oneshot", settings, summary, [accuracies(rows, dense), *correlated(correlations)],
-        {"": figure(settings, rows, dense)},
-    )  # fmt: skip
+    tables = [accuracies(settings, rows, dense), *correlated(correlations)]
+    return Result("oneshot", settings, summary, tables, {"": figure(settings, rows, dense)})
 
 
 def chosen(settings: Settings) -> list[Setting]:
-    """All; few where it must be quick."""
-    return [PLAIN[0], PLAIN[1], PLAIN[2], SETTINGS[-1]] if settings.quick else SETTINGS
+    """All; few where it must be quick, or where the network is thinned."""
+    if settings.quick:
+        return [PLAIN[0], PLAIN[1], PLAIN[2], SETTINGS[-1]]
+    return FEW if settings.chosen.thinned else SETTINGS
 
 
 def sparsities(settings: Settings) -> tuple[float, ...]:
     """All; few where it must be quick."""
     return (0.5, 0.9) if settings.quick else SPARSITIES
+
+
+def images(settings: Settings) -> tuple[int, ...]:
+    """How many of the test images judge a row; none is named where all do."""
+    return (FEW_IMAGES,) if settings.chosen.thinned else ()
+
+
+def of_images(settings: Settings) -> str:
+    """The same, for a table's title."""
+    return "".join(f" on the first {count:,} test images" for count in images(settings))
+
+
+def judged(settings: Settings, model: nn.Module, judge: Judge = accuracy) -> float:
+    """Accuracy, or what else it is judged by, on those test images."""
+    part = settings.images().test
+    for count in images(settings):
+        part = Part(part.images[:count], part.labels[:count])
+    return judge(model, part, settings.chosen.prepare, settings.device)
 
 
 def prepared(settings: Settings, seed: int) -> None:
@@ -113,9 +143,9 @@ def prepared(settings: Settings, seed: int) -> None:
 
 
 def dense_accuracy(settings: Settings, seed: int) -> float:
-    """Test accuracy before pruning."""
-    return float(kept(settings, "dense", lambda: trained(settings, seed).test, seed,
-                      settings.recipe))  # fmt: skip
+    """Accuracy before pruning."""
+    return float(kept(settings, "dense", lambda: judged(settings, trained(settings, seed).model),
+                      seed, settings.recipe, *images(settings)))  # fmt: skip
 
 
 def one(settings: Settings, seed: int, setting: Setting) -> list[dict[str, Any]]:
@@ -130,7 +160,7 @@ def one(settings: Settings, seed: int, setting: Setting) -> list[dict[str, Any]]
         ]
 
     return list(kept(settings, "oneshot", measure, settings.recipe, seed, setting,
-                     sparsities(settings)))  # fmt: skip
+                     sparsities(settings), *images(settings)))  # fmt: skip
 
 
 def draws(settings: Settings, seed: int, setting: Setting) -> list[dict[str, Any]]:
@@ -146,12 +176,12 @@ def draws(settings: Settings, seed: int, setting: Setting) -> list[dict[str, Any
         ]
 
     return list(kept(settings, "draws", measure, settings.recipe, seed, setting, settings.quick,
-                     DRAWS, DRAWN_AT))  # fmt: skip
+                     DRAWS, DRAWN_AT, *images(settings)))  # fmt: skip
 
 
 def row(
     settings: Settings, dense: Dense, known: Any, setting: Setting, sparsity: float, seed: int,
-    draw: int = 0,
+    draw: int = 0, judge: Judge = accuracy,
 ) -> dict[str, Any]:  # fmt: skip
     """Prune a copy and measure it."""
     model = copy.deepcopy(dense.model)
@@ -163,7 +193,7 @@ def row(
         or (setting.method, setting.rescale) == ("randomized", None),
         "requested": sparsity,
         "draw": draw,
-        "test": tested(settings, model),
+        "test": judged(settings, model, judge),
         **errors_of(model, dense.model, known, names),
     }
 
@@ -172,8 +202,15 @@ def pruned(model: nn.Module, setting: Setting, sparsity: float, seed: int) -> li
     """Prune in place; the names of the weights pruned."""
     if setting.method == "random":
         return random(model, sparsity, seed)
+    return by_prune(model, setting, sparsity, seed)
+
+
+def by_prune(
+    model: nn.Module, setting: Setting, sparsity: float, seed: int, ignore: list[str] | None = None
+) -> list[str]:
+    """The same for what `prune` takes; `ignore` are its names of weights to leave alone."""
     options = {key: value for key, value in vars(setting).items() if value is not None}
-    report = se.prune(model, sparsity=sparsity, seed=seed, masks=False, **options)
+    report = se.prune(model, sparsity=sparsity, seed=seed, masks=False, ignore=ignore, **options)
     return list(dict.fromkeys(layer.name.partition("[")[0] for layer in report.layers))
 
 
@@ -189,85 +226,15 @@ def random(model: nn.Module, sparsity: float, seed: int) -> list[str]:
     return names
 
 
-# What the rows say
-
-
-def unbiased(row: dict[str, Any]) -> bool:
-    """Whether entries were divided by their probability."""
-    return bool(row["rescaled"])
-
-
-def across(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At each sparsity: correlation over the methods in each network, then over the networks.
-
-    better: by how much |rho| of the spectral error exceeds that of the Frobenius error
-    """
-    found = []
-    for sparsity in sorted({row["requested"] for row in rows}):
-        here = [row for row in rows if row["requested"] == sparsity]
-        each: dict[str, list[float]] = {key: [] for key in ERRORS}
-        for seed in sorted({row["seed"] for row in here}):
-            mine = [row for row in here if row["seed"] == seed]
-            for key in ERRORS:
-                each[key].append(spearman([r[key] for r in mine], [r["test"] for r in mine]))
-        better = [abs(s) - abs(f) for s, f in zip(each["spectral"], each["frobenius"], strict=True)]
-        found.append(
-            {
-                "sparsity": sparsity,
-                "best": max(row["test"] for row in here),
-                **{key: mean_interval(known(each[key])) for key in ERRORS},
-                "better": mean_interval(known(better)),
-            }
-        )
-    return found
-
-
-def over_sparsities(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each method: correlation over sparsities and networks, with Fisher's interval."""
-    found = []
-    for label in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == label]
-        test = [row["test"] for row in mine]
-        found.append(
-            {"setting": label}
-            | {key: spearman_interval([row[key] for row in mine], test) for key in ERRORS}
-        )
-    return found
-
-
-def over_draws(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each method and sparsity: correlation over draws in each network, then over networks."""
-    found = []
-    for label in dict.fromkeys(row["setting"] for row in rows):
-        for sparsity in sorted({row["requested"] for row in rows}):
-            each: dict[str, list[float]] = {key: [] for key in ERRORS}
-            for seed in sorted({row["seed"] for row in rows}):
-                mine = [
-                    row for row in rows
-                    if (row["setting"], row["requested"], row["seed"]) == (label, sparsity, seed)
-                ]  # fmt: skip
-                for key in ERRORS:
-                    each[key].append(spearman([r[key] for r in mine], [r["test"] for r in mine]))
-            found.append(
-                {"setting": label, "sparsity": sparsity}
-                | {key: mean_interval(known(each[key])) for key in ERRORS}
-            )
-    return found
-
-
-def known(values: list[float]) -> list[float]:
-    """Without NaN: a correlation that is not defined, as where all accuracies are equal."""
-    return [value for value in values if not np.isnan(value)]
-
-
 # Tables and figure
 
 
-def accuracies(rows: list[dict[str, Any]], dense: list[float]) -> Table:
+def accuracies(settings: Settings, rows: list[dict[str, Any]], dense: list[float]) -> Table:
     """A row a method, a column a sparsity."""
     columns = sorted({row["requested"] for row in rows})
+    before = mean_interval(dense).show(100, 2)
     shown = Table(
-        f"Test accuracy, %, one shot; dense {mean_interval(dense).show(100, 2)}",
+        f"Test accuracy, %, one shot{of_images(settings)}; dense {before}",
         ("method", *(f"{column:.0%}" for column in columns)),
     )
     for label in dict.fromkeys(row["setting"] for row in rows):
@@ -279,29 +246,6 @@ def accuracies(rows: list[dict[str, Any]], dense: list[float]) -> Table:
         )
         shown.rows.append((label, *cells))
     return shown
-
-
-def correlated(correlations: dict[str, list[dict[str, Any]]]) -> list[Table]:
-    """The rank correlations of each error with accuracy, -1 where the error tells all."""
-    tables = []
-    for title, rows in correlations.items():
-        across_methods = title.startswith("across")
-        heading = [name for name in ("setting", "sparsity") if name in rows[0]]
-        shown = Table(
-            f"Spearman's correlation of error with accuracy, {title}"
-            + (" methods at one sparsity" if title == "across" else ""),
-            (*heading, *ERRORS, *(("spectral over frobenius",) if across_methods else ())),
-        )
-        for row in rows:
-            shown.rows.append(
-                (
-                    *(f"{row[name]:.0%}" if name == "sparsity" else row[name] for name in heading),
-                    *(row[key].show(digits=2) for key in ERRORS),
-                    *((row["better"].show(digits=2),) if across_methods else ()),
-                )
-            )
-        tables.append(shown)
-    return tables
 
 
 def figure(settings: Settings, rows: list[dict[str, Any]], dense: list[float]) -> Any:
