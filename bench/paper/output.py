@@ -56,6 +56,8 @@ class Result:
         folder, stem = self.settings.out, self.task
         if self.subject is None:
             stem += f"-{self.settings.stem}"
+        elif self.settings.quick:
+            stem += "-quick"
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{stem}.json", folder / f"{stem}.md"]
         record = {

@@ -42,8 +42,10 @@ class Variant:
     model: Callable[[], nn.Module] | None = None
 
 
-def run(task: str, settings: Settings, variants: Sequence[Variant]) -> Result:
-    """Every variant at every seed."""
+def run(
+    task: str, settings: Settings, variants: Sequence[Variant], subject: str | None = None
+) -> Result:
+    """Every variant at every seed. subject: what they are, if not the settings' own network."""
     if settings.quick:
         variants = variants[:1]
     cases = [(variant, seed) for variant in variants for seed in settings.runs]
@@ -55,8 +57,9 @@ def run(task: str, settings: Settings, variants: Sequence[Variant]) -> Result:
     columns = ("variant", "weights", "dense accuracy", "moved at 25 %", "settled, epoch", "of runs",
                "one shot", "retrained", "rho spectral", "rho frobenius")  # fmt: skip
     table = Table(
-        f"{settings.recipe.epochs} epochs; largest sparsity within {LOSS:.0%} of dense accuracy, by"
-        " magnitude; Spearman's correlation of error and accuracy over methods and sparsities",
+        f"{shortened(settings, variants[0]).epochs} epochs; largest sparsity within {LOSS:.0%} of "
+        "dense accuracy, by magnitude; Spearman's correlation of error and accuracy over methods "
+        "and sparsities",
         columns,
     )
     for variant in variants:
@@ -76,9 +79,10 @@ def run(task: str, settings: Settings, variants: Sequence[Variant]) -> Result:
                 cell(mine, "frobenius", 1, 2),
             )
         )
+    recipes = {variant.label: vars(shortened(settings, variant)) for variant in variants}
     return Result(
-        task, settings, {"rounds": ROUNDS, "loss": LOSS, "rows": rows}, [table],
-        {"": figure(task, settings, rows)},
+        task, settings, {"recipes": recipes, "rounds": ROUNDS, "loss": LOSS, "rows": rows}, [table],
+        {"": figure(f"{task}, {subject or settings.label}", rows)}, subject,
     )  # fmt: skip
 
 
@@ -87,11 +91,16 @@ def cell(rows: list[dict[str, Any]], key: str, scale: float, digits: int = 1) ->
     return mean_interval([row[key] for row in rows if row[key] is not None]).show(scale, digits)
 
 
+def shortened(settings: Settings, variant: Variant) -> Recipe:
+    """The variant's recipe, in as many epochs as the settings ask for."""
+    recipe = replace(variant.recipe, epochs=1) if settings.quick else variant.recipe
+    return replace(recipe, epochs=settings.epochs or recipe.epochs)
+
+
 def one(settings: Settings, variant: Variant, seed: int) -> dict[str, Any]:
     """One variant at one seed."""
 
-    recipe = replace(variant.recipe, epochs=1) if settings.quick else variant.recipe
-    recipe = replace(recipe, epochs=settings.epochs or recipe.epochs)
+    recipe = shortened(settings, variant)
     rounds = ROUNDS[-2:] if settings.quick else ROUNDS
     sparsities = SPARSITIES[-2:] if settings.quick else SPARSITIES
 
@@ -159,9 +168,9 @@ def limit(dense: float, sparsities: Sequence[float], reached: Sequence[float]) -
     return before
 
 
-def figure(task: str, settings: Settings, rows: list[dict[str, Any]]) -> Any:
+def figure(title: str, rows: list[dict[str, Any]]) -> Any:
     """Accuracy against sparsity, in one shot and with retraining, a line for each variant."""
-    drawn, axes = panels(f"{task}, {settings.label}: pruned by magnitude", 2)
+    drawn, axes = panels(f"{title}: pruned by magnitude", 2)
     for index, label in enumerate(dict.fromkeys(row["variant"] for row in rows)):
         mine = [row for row in rows if row["variant"] == label]
         one_shot = [
@@ -177,8 +186,8 @@ def figure(task: str, settings: Settings, rows: list[dict[str, Any]]) -> Any:
             left = list(found[0])
             means = [100 * float(np.mean([one[at] for one in found])) for at in left]
             axis.plot([1 - at for at in left], means, **style(index), label=label)
-    for axis, title in zip(axes, ("one shot", "an epoch after each pruning"), strict=True):
-        axis.set(title=title, xlabel="share of weights left", xscale="log")
+    for axis, name in zip(axes, ("one shot", "an epoch after each pruning"), strict=True):
+        axis.set(title=name, xlabel="share of weights left", xscale="log")
         axis.set_ylabel("test accuracy (%)")
         axis.invert_xaxis()
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)

@@ -23,4 +23,4 @@ def run(settings: Settings) -> Result:
         for kind, norm, residual in KINDS
         for depth in DEPTHS
     ]
-    return sweep.run("depth", settings, variants)
+    return sweep.run("depth", settings, variants, f"multilayer perceptrons of width {WIDTH}")

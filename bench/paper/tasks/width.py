@@ -25,4 +25,4 @@ def run(settings: Settings) -> Result:
         for norm in (False, True)
         for width in WIDTHS
     ]  # fmt: skip
-    return sweep.run("width", settings, variants)
+    return sweep.run("width", settings, variants, "multilayer perceptrons of depth 2")
