@@ -308,3 +308,13 @@ def test_threads_are_given_back(make: Callable[..., Settings]) -> None:
     before = torch.get_num_threads()
     jobs.run_all(make(), [])
     assert torch.get_num_threads() == before
+
+
+def test_random_pruning_of_weights_that_are_not_contiguous() -> None:
+    """Catches a flat view of a convolution in channels-last memory, as the LeNet-5 trains in."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 5)).to(memory_format=torch.channels_last)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 5))
+    plain.load_state_dict(model.state_dict())
+    assert oneshot.random(model, 0.7, seed=1) == oneshot.random(plain, 0.7, seed=1) == ["0.weight"]
+    assert int((model[0].weight == 0).sum()) == round(0.7 * model[0].weight.numel())
+    assert torch.equal(model[0].weight, plain[0].weight)

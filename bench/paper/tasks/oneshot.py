@@ -222,7 +222,9 @@ def random(model: nn.Module, sparsity: float, seed: int) -> list[str]:
         for name in names:
             weight = model.get_parameter(name)
             order = torch.randperm(weight.numel(), generator=generator)
-            weight.view(-1)[order[: round(sparsity * weight.numel())]] = 0.0
+            dropped = torch.zeros(weight.numel(), dtype=torch.bool)
+            dropped[order[: round(sparsity * weight.numel())]] = True
+            weight.masked_fill_(dropped.view(weight.shape).to(weight.device), 0.0)
     return names
 
 
