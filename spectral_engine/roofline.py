@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from spectral_engine.profiling import Profile
+from spectral_engine.profile_rows import Profile
 
 
 def plot_roofline(profile: Profile, path: Path) -> Path:

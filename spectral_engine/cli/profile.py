@@ -13,18 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from spectral_engine.cli.options import AsJson
+from spectral_engine.device import pick_device
 from spectral_engine.methods import PRESETS
 from spectral_engine.model_shapes import MODELS
-from spectral_engine.profiling import (
-    DTYPES,
-    Case,
-    Profile,
-    Row,
-    pick_device,
-    profile_cases,
-    profile_model,
-    trace,
-)
+from spectral_engine.profile_rows import DTYPES, Case, Profile, Row
+from spectral_engine.profiling import profile_cases, profile_model, trace
 
 #: Narrower, the table would lose its columns.
 TABLE_WIDTH = 120

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from spectral_engine import cli, profiling
+from spectral_engine.device import pick_device
 from spectral_engine.model_shapes import MODELS, Block, Layer, ModelShapes
-from spectral_engine.profiling import Case, pick_device, profile_cases, profile_model
+from spectral_engine.profile_rows import Case
+from spectral_engine.profiling import profile_cases, profile_model
 
 TINY = ModelShapes(
     "tiny", "float32",
