@@ -22,7 +22,14 @@ from spectral_engine.mask import mask_of
 from spectral_engine.masks import keep_zeros
 from spectral_engine.masks import masks as current_masks
 from spectral_engine.matrices import check_rank
-from spectral_engine.methods import NO_REFIT, REFITS, Method, automatic, resolve
+from spectral_engine.methods import (
+    NO_REFIT,
+    REFITS,
+    Method,
+    automatic,
+    automatic_allocation,
+    resolve,
+)
 from spectral_engine.moments import Moments
 from spectral_engine.originals import restored_on_error
 from spectral_engine.output_bias import add_to_bias, bias_of
@@ -54,7 +61,7 @@ def prune(
     seed: int = 0,
     group: str = "tensor",
     pattern: str | None = None,
-    allocation: str = "uniform",
+    allocation: str | None = None,
     floor: float | None = None,
     max_error: float | None = None,
     split: Mapping[str, Sequence[str] | Mapping[str, int]] | None = None,
@@ -71,7 +78,8 @@ def prune(
         method, sparsity, law, law_parameter, rescale, mixture, refit, group, pattern: see
             `sparsify`. The pattern must divide every weight.
         allocation: how the layers share the budget, "uniform", "global", "erk" or "spectral"; the
-            magnitudes of the weights decide, whatever the method scores by; see `allocation`.
+            magnitudes of the weights decide, whatever the method scores by; see `allocation`. By
+            default "uniform", and "erk" for method "auto" with calibration.
         floor: the least density of a layer; by default a tenth of that of all of them.
         max_error: instead of a sparsity, the most that ||S - A||_F / ||A||_F may be: of each layer
             with allocation "uniform", of all, as a root mean square, with "spectral". It holds for
@@ -120,7 +128,10 @@ def prune(
     }  # fmt: skip
     if not isinstance(masks, bool):
         raise TypeError(f"masks: expected True or False; got {masks!r}")
-    goal = Goal.of(given(sparsity), DEFAULT_SPARSITY, pattern, allocation, floor, max_error)
+    kind = automatic_allocation(
+        method, calibration is not None, allocation, pattern is not None or max_error is not None
+    )
+    goal = Goal.of(given(sparsity), DEFAULT_SPARSITY, pattern, kind, floor, max_error)
     report = start_report(method, goal, rank, options, calibration is not None)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")

@@ -222,7 +222,7 @@ def test_prune_by_pattern(method: str) -> None:
     ("options", "error", "message"),
     [
         ({"allocation": "best"}, ValueError, "allocation: expected one of uniform"),
-        ({"allocation": None}, ValueError, "allocation: expected one of uniform"),
+        ({"allocation": 1}, ValueError, "allocation: expected one of uniform"),
         ({"allocation": "erk", "floor": 0.5}, ValueError, "floor: layers would keep"),
         ({"floor": 0.5}, ValueError, "floor: expected at most the density"),
         ({"floor": "half"}, TypeError, "floor: expected a number"),

@@ -39,13 +39,15 @@ def test_without_calibration_it_is_magnitude():
     )  # fmt: skip
 
 
-def test_with_calibration_it_is_admm_by_row():
+def test_with_calibration_it_is_admm_by_row_under_erk():
     """Calibration batches that "auto" makes no use of, or uses otherwise than documented."""
     model, other = network(), network()
     report = se.prune(model, "auto", 0.5, calibration=batches())
-    se.prune(other, "magnitude", 0.5, calibration=batches(), refit="admm", group="row")
+    chosen = {"refit": "admm", "group": "row", "allocation": "erk"}
+    se.prune(other, "magnitude", 0.5, calibration=batches(), **chosen)
     assert same(model, other)
-    assert (report.options["refit"], report.options["group"]) == ("admm", "row")
+    assert {name: report.options[name] for name in chosen} == chosen
+    assert len({row.requested for row in report.layers}) == 2
     inputs = batches()[0]
     weight = network()[0].weight.detach()
     one = se.sparsify(weight, "auto", 0.5, inputs=inputs).weight
@@ -53,12 +55,21 @@ def test_with_calibration_it_is_admm_by_row():
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("options", [{"refit": "least-squares"}, {"pattern": "2:4"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"refit": "least-squares"},
+        {"pattern": "2:4"},
+        {"allocation": "uniform"},
+        {"sparsity": None, "max_error": 0.3},
+    ],
+)
 def test_what_is_asked_for_stays(options):
-    """A refit or a pattern that "auto" overrides."""
+    """A refit, a pattern, an allocation or an error that "auto" overrides."""
     model, other = network(), network()
     se.prune(model, "auto", calibration=batches(), **options)
-    expected = {"refit": "admm"} | options
+    given = "pattern" in options or "max_error" in options
+    expected = {"refit": "admm", "allocation": "uniform" if given else "erk"} | options
     group = "tensor" if "pattern" in options else "row"
     se.prune(other, "magnitude", calibration=batches(), group=group, **expected)
     assert same(model, other)
