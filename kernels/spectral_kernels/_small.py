@@ -7,15 +7,28 @@ cheaper than a float32 SVD and, unlike it, a true batch on a GPU. float64 has no
 to and is handed to the library's SVD.
 """
 
+import array_api_compat
+
 from spectral_kernels._arrays import Array, Namespace
+
+#: Rows of a lower triangle that are multiplied at a time: few, so that little is done above it.
+_ROWS = 96
 
 
 def gram(xp: Namespace, A: Array, dtype: object) -> Array:
-    """A A^T or A^T A, whichever is smaller, in `dtype`."""
+    """The lower triangle, all that `eigh` reads, of A A^T or A^T A, the smaller, in `dtype`."""
     A = xp.astype(A, dtype, copy=False)
     if A.shape[-2] > A.shape[-1]:
         A = xp.matrix_transpose(A)
-    return A @ xp.matrix_transpose(A)
+    transposed = xp.matrix_transpose(A)
+    if not array_api_compat.is_torch_array(A) or A.device.type != "cpu":
+        return A @ transposed  # in NumPy by syrk, half the operations; on a GPU one batch
+    n = A.shape[-2]
+    G = A.new_zeros((*A.shape[:-1], n))
+    for first in range(0, n, _ROWS):
+        last = min(first + _ROWS, n)
+        G[..., first:last, :last] = A[..., first:last, :] @ transposed[..., :last]
+    return G
 
 
 def gram_values(xp: Namespace, A: Array, dtype: object) -> Array:

@@ -35,7 +35,7 @@ _MAX_TASK_ENTRIES = 2**31
 #: Entries of a bin that a task keeps, to be sorted; a table serves where there are more.
 _MOST_GATHERED = 1 << 16
 #: Entries that are worth one more thread.
-_THREAD_ENTRIES = 1 << 16
+_THREAD_ENTRIES = 1 << 18
 
 
 class CPUBackend:

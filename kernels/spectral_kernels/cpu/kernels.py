@@ -42,7 +42,7 @@ def line():
     return np.empty(BLOCK, np.float32)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", inline="always")
 def scored_block(src, kind, n, i, j, count, base, factors, weights, row, column, a, s, scratch):
     """The entries of a block as float32, and their scores up to sign; a and s are room for them."""
     start = i * n + j
