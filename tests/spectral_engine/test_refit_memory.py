@@ -34,11 +34,9 @@ def prune(n, m, dtype):
     se.prune(model, sparsity=0.5, calibration=data, refit=refit, masks=False)
     return stated, status("VmHWM") - before
 
-prune(64, 64, torch.float32)  # compiled code, threads, and the libraries' own buffers
-prune(64, 64, torch.bfloat16)
-for n, m, dtype in ((1280, 32, torch.float32), (256, 6144, torch.float32),
-                    (256, 6144, torch.bfloat16)):
-    print(*prune(n, m, dtype))
+for case in ((1280, 32, torch.float32), (256, 6144, torch.float32), (256, 6144, torch.bfloat16)):
+    prune(*case)  # compiles what it needs, starts threads, and fills the libraries' own buffers
+    print(*prune(*case))
 """
 
 
