@@ -26,7 +26,10 @@ def spectra_of(model: nn.Module) -> Spectra:
 def errors_of(
     model: nn.Module, dense: nn.Module, known: Spectra, names: Iterable[str]
 ) -> dict[str, float]:
-    """The `ERRORS` of a pruned model, the mean over its weights `names`; `known` are dense's.
+    """The `ERRORS` of a pruned model, the mean over the matrices of its weights `names`.
+
+    `known` are the spectra of dense. A weight that is several matrices, as that of an LSTM's gates,
+    has a name for each: weight[gate].
 
     spectral: ||A - S||_2 / ||A||_2. frobenius: ||A - S||_F / ||A||_F. values: mean over the leading
     values of |sigma_i(S) - sigma_i(A)| / sigma_i(A).
@@ -36,9 +39,11 @@ def errors_of(
         for one, other in zip(difference.parameters(), dense.parameters(), strict=True):
             one.sub_(other)
     lost, after = spectra_of(difference), spectra_of(model)
+    weights = set(names)
     found = []
-    for name in names:
-        before = known[name]
+    for name, before in known.items():
+        if name.partition("[")[0] not in weights:
+            continue
         leading = before[:LEADING] > 0.0
         change = np.abs(after[name] - before)[:LEADING][leading] / before[:LEADING][leading]
         found.append(
