@@ -17,7 +17,7 @@ from torch import nn
 from bench.paper.dense import trained
 from bench.paper.jobs import Settings, kept, run_all
 from bench.paper.measures import ERRORS, spectra_of
-from bench.paper.output import Result, Table, panels, style
+from bench.paper.output import Result, Table, falling_share, panels, style
 from bench.paper.statistics import mean_interval, spearman
 from bench.paper.tasks.iterative import TEST, Plan, follow
 from bench.paper.tasks.oneshot import Setting
@@ -187,8 +187,7 @@ def figure(title: str, rows: list[dict[str, Any]]) -> Any:
             means = [100 * float(np.mean([one[at] for one in found])) for at in left]
             axis.plot([1 - at for at in left], means, **style(index), label=label)
     for axis, name in zip(axes, ("one shot", "an epoch after each pruning"), strict=True):
-        axis.set(title=name, xlabel="share of weights left", xscale="log")
-        axis.set_ylabel("test accuracy (%)")
-        axis.invert_xaxis()
+        axis.set(title=name, ylabel="test accuracy (%)")
+        falling_share(axis)
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return drawn

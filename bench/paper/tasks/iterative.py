@@ -17,7 +17,7 @@ from torch import nn
 import spectral_engine as se
 from bench.paper.dense import evaluate, trained
 from bench.paper.jobs import Settings, kept, run_all, say
-from bench.paper.output import Result, Table, panels, style
+from bench.paper.output import Result, Table, falling_share, panels, style
 from bench.paper.statistics import mean_interval
 from bench.paper.training import Recipe, Training, soft_targets
 
@@ -308,8 +308,7 @@ def figure(settings: Settings, runs: list[dict[str, Any]]) -> Any:
             axis.axhline(100 * COLLAPSE, color="grey", linewidth=0.8)
             axis.set(title=f"spectrum {key} (%)", ylim=(0, 102))
         for axis in (accuracies, kept_, recovered):
-            axis.set(xlabel="share of weights left", xscale="log")
-            axis.invert_xaxis()
+            falling_share(axis)
         accuracies.legend(fontsize=7)
         recovered.legend(fontsize=5 if len(mine[0]["rounds"][0]["kept"]) > 6 else 7)
     return drawn
