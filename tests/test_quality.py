@@ -311,10 +311,15 @@ def test_the_first_seed_takes_all_batches() -> None:
     assert set(drawn) < set(batches)
 
 
+def unasked(seed: int) -> Any:
+    """Inputs that nobody asks for, since nothing is calibrated."""
+    raise AssertionError(f"inputs of seed {seed} were gathered for nothing")
+
+
 def test_measuring_leaves_the_dense_network_alone(tiny: Network) -> None:
     """A model pruned in place, after which every later row would be of a pruned one."""
     before = copy.deepcopy(tiny.model.state_dict())
-    found = measure(tiny, BASELINE, 0.5, 0)
+    found = measure(tiny, BASELINE, 0.5, 0, unasked)
     assert found["reached"] == 0.5
     assert 0.0 < found["score"]["kept"] < 1.0
     assert all(torch.equal(before[key], value) for key, value in tiny.model.state_dict().items())
@@ -323,7 +328,7 @@ def test_measuring_leaves_the_dense_network_alone(tiny: Network) -> None:
 
 def test_what_prune_refuses_is_a_row(tiny: Network) -> None:
     """A refusal that stops the run, or that goes unseen."""
-    found = measure(tiny, Setting("no such method"), 0.5, 0)
+    found = measure(tiny, Setting("no such method"), 0.5, 0, unasked)
     assert "no such method" in found["refused"]
     refusing = [*rows_of_net(), {**found, "network": "net"}]
     assert "no such method" in printed(summarise(refusing))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import spectral_engine as se
 from bench.paper.jobs import Settings
@@ -115,7 +115,7 @@ def falling_share(axis: Axes) -> None:
     """Make the x axis that of the share of weights left: falling, logarithmic, in percent."""
     axis.set(xlabel="share of weights left", xscale="log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.invert_xaxis()
 

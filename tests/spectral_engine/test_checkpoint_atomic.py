@@ -107,8 +107,16 @@ def test_disk_full_when_flushed(case, tmp_path, monkeypatch):
     assert content(tmp_path) == before
 
 
+@pytest.fixture
+def ctrl_c():
+    """Let SIGINT raise, which a shell's background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("case", SOURCES)
-def test_interrupt_cleans_up(case, tmp_path):
+def test_interrupt_cleans_up(case, tmp_path, ctrl_c):
     """Catches a cleanup that only knows ordinary errors."""
     source, target = make(tmp_path, case)
     before = content(tmp_path)

@@ -20,7 +20,9 @@ def on_both(monkeypatch: pytest.MonkeyPatch, A: torch.Tensor, **arguments: Any) 
     backend = GPU
     if DEVICE == "cpu":
         backend = GPUBackend(entries=4096)
-        monkeypatch.setattr(arguments, "backend_for", lambda weight, argument="weight": backend)
+        monkeypatch.setattr(
+            "spectral_kernels.arguments.backend_for", lambda weight, argument="weight": backend
+        )
     found = sparsify(A.to(DEVICE), **arguments)
     assert torch.equal(found.weight.cpu(), expected.weight)
     assert (found.nnz, found.c) == (expected.nnz, expected.c)
