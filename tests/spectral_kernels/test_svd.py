@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectra_cases import LIBRARIES, SPECTRA, matrix_of, rounding, to_library, to_numpy
-from spectral_kernels import _krylov
+from spectral_kernels import _krylov, _small
+from spectral_kernels._arrays import namespace
 from spectral_kernels.stream import draws
 from spectral_kernels.svd import STREAM, SVDResult, randomized_svd, singular_values
 
@@ -238,3 +239,16 @@ def test_gram_in_working_precision_drowns_small_values() -> None:
     deviation = np.abs(singular_values(A, "gram") - exact) / exact[0]
     assert deviation.max() > 1e-5
     assert (np.abs(singular_values(A, "auto") - exact) / exact[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(95, 40), (96, 200), (97, 300), (2, 300, 193)])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_gram_has_the_lower_triangle(shape: tuple[int, ...], library: str) -> None:
+    """Catches a block of the triangle left out, at and beside the edges of a block, and a matrix
+    of a batch that gets another's."""
+    A = np.random.default_rng(0).standard_normal(shape)
+    X = to_library(A, library)
+    G = to_numpy(_small.gram(namespace(X, "A"), X, X.dtype))
+    wide = A if shape[-2] <= shape[-1] else np.swapaxes(A, -1, -2)
+    exact = wide @ np.swapaxes(wide, -1, -2)
+    np.testing.assert_allclose(np.tril(G), np.tril(exact), atol=1e-11)
