@@ -28,7 +28,7 @@ import numpy as np
 import spectral_kernels
 from numpy.typing import NDArray
 from spectral_kernels.budget import FINITE_BINS, LOW_BITS, bin_moments, value_of
-from spectral_kernels.patterns import NM, parse_pattern, pattern_sparsity
+from spectral_kernels.patterns import NM, Blocks, parse_pattern, pattern_sparsity
 
 ALLOCATIONS = ("uniform", "global", "erk", "spectral")
 #: The floor where none is given, as a share of the density of all layers together.
@@ -232,6 +232,22 @@ def allocate(
     scales = [_inverse_energy(layer) if kind == "spectral" else 1.0 for layer in layers]
     table = _Table.of(layers, least, scales)
     return _sparsities(layers, sizes, least + table.largest(budget - int(least.sum())))
+
+
+def none_empty(
+    sparsity: float, m: int, n: int, group: str = "tensor", pattern: str | None = None
+) -> float:
+    """The sparsity of a layer (m, n), or the most that leaves it an entry where that leaves none.
+
+    With group "row" it leaves every row one, and with a pattern of blocks it leaves a block.
+    """
+    parsed = None if pattern is None else parse_pattern(pattern)
+    if isinstance(parsed, NM):
+        return sparsity
+    if isinstance(parsed, Blocks):
+        m, n = m // parsed.rows, n // parsed.columns
+    units = n if group == "row" else m * n
+    return sparsity if spectral_kernels.entries_to_keep(units, sparsity) else (units - 1) / units
 
 
 def mean_sparsity(weights: Iterable[tuple[float, int]]) -> float:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from spectral_kernels import stream_id
 
-from spectral_engine.allocation import Goal, mean_sparsity
+from spectral_engine.allocation import Goal, mean_sparsity, none_empty
 from spectral_engine.checkpoints import open_checkpoint, rewrite
 from spectral_engine.layers import Skipped
-from spectral_engine.pruning import clamp_rank, start_report
+from spectral_engine.options import check_options, clamp_rank
 from spectral_engine.report import LayerReport, PruneReport, layer_report
 from spectral_engine.selection import Selector, matches
-from spectral_engine.single import DEFAULT_SPARSITY, given, sparsify
+from spectral_engine.single import DEFAULT_SPARSITY, sparsify
 
 #: A file does not tell an embedding from a linear layer; these names do, and are left alone
 #: unless `targets` asks for them.
@@ -70,12 +70,14 @@ def prune_file(
         "law": law, "law_parameter": law_parameter, "rescale": rescale, "mixture": mixture,
         "refit": refit, "seed": seed, "group": group, "pattern": pattern,
     }  # fmt: skip
-    goal = Goal.of(given(sparsity), DEFAULT_SPARSITY, pattern, allocation, floor, max_error)
-    report = start_report(method, goal, rank, options)
+    goal, report = check_options(
+        method, sparsity, rank=rank, allocation=allocation, floor=floor, max_error=max_error,
+        **options,
+    )  # fmt: skip
     selector = Selector.of(targets, ignore)
     names, report.skipped = _selected(Path(source), selector)
     report.unmatched = selector.unmatched
-    shares, report.requested = _shares(Path(source), names, goal)
+    shares, report.requested = _shares(Path(source), names, goal, group, pattern)
 
     def transform(name: str, weight: torch.Tensor) -> torch.Tensor:
         try:
@@ -102,13 +104,17 @@ def prune_file(
     return report
 
 
-def _shares(source: Path, names: Iterable[str], goal: Goal) -> tuple[dict[str, float], float]:
+def _shares(
+    source: Path, names: Iterable[str], goal: Goal, group: str, pattern: str | None
+) -> tuple[dict[str, float], float]:
     """The sparsity of each tensor, and that of all together."""
     with open_checkpoint(source) as checkpoint:
         shapes = {name: checkpoint.shape(name) for name in names}
         shares = goal.sparsities(
             (name, partial(checkpoint.read, name), shape) for name, shape in shapes.items()
         )
+    for name, (m, *rest) in shapes.items():
+        shares[name] = none_empty(shares[name], m, math.prod(rest), group, pattern)
     sizes = ((shares[name], math.prod(shape)) for name, shape in shapes.items())
     return shares, mean_sparsity(sizes) if goal.sparsity is None else goal.sparsity
 
@@ -139,6 +145,8 @@ def _selected(source: Path, selector: Selector) -> tuple[dict[str, tuple[str, ..
                 names[first] = tuple(called[1:])
             else:
                 skipped.append(Skipped(first, reason))
+        for file in checkpoint.other_weights():
+            skipped.append(Skipped(file, "a file of other weights, copied as it is"))
     if not names:
         raise ValueError(
             f"targets: nothing to prune in {source} with targets={selector.targets}, "

@@ -1,8 +1,9 @@
 """Run a model over batches: in evaluation mode, with hooks, as far as something is wanted."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -52,15 +53,32 @@ def hooked(module: nn.Module, hook: Hook, after: bool = False) -> Iterator[None]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode comes back."""
+    """Evaluation mode without gradients, every module called; each one's own mode comes back.
+
+    Code that was compiled before a hook was there does not call it, and the fused path of an
+    encoder layer calls none of its modules: neither is taken meanwhile.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     try:
-        with torch.no_grad():
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), _uncompiled():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes:
-            module.training = training
+            if module.training is not training:  # by its own method, which may do more
+                module.train(training)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled models run as they were written."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it is slow
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -77,10 +95,14 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def _places(model: nn.Module) -> int | None:
-    """How many arguments a model's forward takes by position, None for any number."""
+    """How many arguments a model's forward takes by position, None for any number.
+
+    A wrapper that hands on whatever it is given takes what the module inside it takes.
+    """
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return None
+        inside = (getattr(model, name, None) for name in ("_orig_mod", "module"))
+        return next((_places(one) for one in inside if isinstance(one, nn.Module)), None)
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(kind in by_place for kind in kinds)
 

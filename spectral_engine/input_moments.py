@@ -7,7 +7,7 @@ from torch import nn
 
 from spectral_engine.calibration import MAX_BYTES, Calibrated, Calibration
 from spectral_engine.forward_passes import Forward
-from spectral_engine.layers import Layer, find_layers
+from spectral_engine.layers import Layer, layers_to_prune
 from spectral_engine.methods import Refit
 from spectral_engine.moments import Moments
 from spectral_engine.selection import Selector
@@ -93,7 +93,9 @@ def calibrate(
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
-    layers, _ = find_layers(model, Selector.of(targets, ignore), split)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    layers = layers_to_prune(model, Selector.of(targets, ignore), split)[0]
     found = Calibration(model, layers, batches, forward, sequential=False, max_bytes=max_bytes)
     moments, unseen = {}, {}
     for one in found:

@@ -142,6 +142,24 @@ def find_layers(
     return layers, skipped
 
 
+def layers_to_prune(
+    model: nn.Module, selector: Selector, split: Any = None
+) -> tuple[list[Layer], list[Skipped]]:
+    """`find_layers`, of which there must be one.
+
+    Raises:
+        TypeError, ValueError: as `find_layers` does, and where none is left.
+    """
+    layers, skipped = find_layers(model, selector, split)
+    if not layers:
+        raise ValueError(
+            f"targets: no prunable weight is left with targets={selector.targets}, "
+            f"ignore={selector.ignore}; expected a class name, a glob or 're:...' that matches a "
+            "weight of a known layer"
+        )
+    return layers, skipped
+
+
 def _select(
     parameter: nn.Parameter, names: list[_Name], selector: Selector, every: bool
 ) -> tuple[list[Layer], list[Skipped]]:

@@ -6,14 +6,14 @@ zeros are kept. A checkpoint holds no mask, which the zeros imply: `mask_zeros` 
 `finalize` leaves plain parameters.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from spectral_engine.layers import Layer, find_layers, require_ready
+from spectral_engine.layers import Layer, layers_to_prune, require_ready
 from spectral_engine.mask import Mask, Owners, drop_mask, mask_of, masks_in, put_masks
 from spectral_engine.selection import Selector
 
@@ -48,34 +48,23 @@ def mask_zeros(
     *,
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
+    split: Mapping[str, Sequence[str] | Mapping[str, int]] | None = None,
 ) -> dict[str, Mask]:
     """Keep the zeros that a model has, as after a pruned checkpoint was loaded; `masks(model)`.
 
     Args:
         model: its weights are those that `prune` sees; one without zeros gets no mask, and a mask
             that is there already gives way.
-        targets, ignore: see `prune`.
+        targets, ignore, split: see `prune`.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came; a weight that is
             all zeros is refused, since it would never be trained. No mask is made then.
     """
     _require_module(model)
-    layers, _ = find_layers(model, Selector.of(targets, ignore))
-    if not layers:
-        raise ValueError(
-            f"targets: no weight is left with targets={targets!r}, ignore={ignore!r}; "
-            "expected a class name, a glob or 're:...' that matches one"
-        )
+    layers, _ = layers_to_prune(model, Selector.of(targets, ignore), split)
     require_ready(layers)
-    kept = kept_entries(layers)
-    for layer in layers:
-        entries = kept.pop(layer.parameter, None)
-        if entries is not None and entries.all():
-            for module, local in layer.owners:
-                drop_mask(module, local)
-        elif entries is not None:
-            put_masks(layer.owners, entries)
+    mask_layers(layers)
     return masks(model)
 
 
@@ -138,6 +127,18 @@ def kept_entries(layers: Iterable[Layer]) -> dict[nn.Parameter, torch.Tensor]:
             kept[layer.parameter] = everything if mask is None else mask.unpack()
         layer.entries(kept[layer.parameter]).copy_(entries)
     return kept
+
+
+def mask_layers(layers: Sequence[Layer]) -> None:
+    """Mask what is zero in these layers now, and nothing else of them; no zeros, no mask."""
+    kept = kept_entries(layers)
+    for layer in layers:
+        entries = kept.pop(layer.parameter, None)
+        if entries is not None and entries.all():
+            for module, local in layer.owners:
+                drop_mask(module, local)
+        elif entries is not None:
+            put_masks(layer.owners, entries)
 
 
 def keep_zeros(layers: Iterable[Layer]) -> None:

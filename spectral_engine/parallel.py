@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from spectral_kernels.precision import full_precision
 
 Item = TypeVar("Item")
 
@@ -40,14 +39,9 @@ def for_each(
         return
     small.sort(key=cost, reverse=True)
     workers = min(threads, len(small))
-    # The guard is taken once for all: it sets what is global to the process, and threads that
-    # come and go would restore what another has set.
-    with (
-        full_precision(torch),
-        ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
-        ) as pool,
-    ):
+    with ThreadPoolExecutor(
+        workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+    ) as pool:
         try:
             for done in as_completed([pool.submit(function, item) for item in small]):
                 done.result()

@@ -13,10 +13,13 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from spectral_engine.masks import mask_zeros
+from spectral_engine.layers import find_layers, memory_of
+from spectral_engine.masks import mask_layers
+from spectral_engine.options import check_options
 from spectral_engine.pruning import prune
-from spectral_engine.report import PruneReport
+from spectral_engine.report import PruneReport, plain
 from spectral_engine.schedules import Schedule, count
+from spectral_engine.selection import Selector
 from spectral_engine.tables import as_text
 from spectral_engine.tracker import SpectrumTracker
 
@@ -52,13 +55,11 @@ class Round:
     recovered: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        spectra = {
-            part: {name: values.tolist() for name, values in getattr(self, part).items()}
-            for part in ("before", "after", "retrained")
-        }
-        plain = {"step": self.step, "requested": self.requested, "sparsity": self.sparsity}
-        return {**plain, **spectra, "kept": self.kept, "recovered": self.recovered}
+        """Plain values, ready for JSON; numbers that are not finite become None."""
+        spectra = {part: getattr(self, part) for part in ("before", "after", "retrained")}
+        numbers = {"step": self.step, "requested": self.requested, "sparsity": self.sparsity}
+        shares = {"kept": self.kept, "recovered": self.recovered}
+        return {name: plain(value) for name, value in {**numbers, **spectra, **shares}.items()}
 
 
 class Pruner:
@@ -110,6 +111,8 @@ class Pruner:
             if name not in known:
                 raise TypeError(f"{name}: expected an option of prune; got one that it has not")
         count("leading", leading, least=0)
+        if isinstance(collapse, bool) or not isinstance(collapse, int | float):
+            raise TypeError(f"collapse: expected a number; got {collapse!r}")
         if not 0.0 <= collapse <= 1.0:
             raise ValueError(f"collapse: expected a share, in [0, 1]; got {collapse!r}")
         if rewind is not None:
@@ -119,6 +122,8 @@ class Pruner:
                     f"rewind: expected at most the step of the first pruning, {schedule.first}; "
                     f"got {rewind}"
                 )
+        for sparsity in schedule.targets.values():  # now, not once training has come to it
+            check_options(method, sparsity, **options)
         self.schedule, self.count, self.finished = schedule, 0, False
         self._model, self._method, self._options = model, method, options
         self._seed = options.pop("seed", 0)
@@ -149,7 +154,9 @@ class Pruner:
             raise RuntimeError("pruner: expected no step after finish; make a new one")
         if self.count == self._rewind:
             self._early = {
-                name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()
+                name: tensor.detach().clone()
+                for name, tensor in self._model.state_dict().items()
+                if isinstance(tensor, torch.Tensor)  # other extra state is not weights
             }
         target = self.schedule.targets.get(self.count)
         report = None if target is None else self._prune(target)
@@ -169,7 +176,7 @@ class Pruner:
         seed = self._seed + len(self._rounds)
         try:
             report = prune(self._model, self._method, sparsity, seed=seed, **self._options)
-        except (TypeError, ValueError):
+        except BaseException:
             if self._tracker is not None and earlier is not None:
                 self._tracker.load_state_dict(earlier)
             raise
@@ -187,11 +194,13 @@ class Pruner:
             self._tracker.record()
 
     def _put_back(self, early: Mapping[str, torch.Tensor]) -> None:
-        """Early weights, except where pruning has just made a zero."""
-        pruned = {_parameter(name) for name in self._pruned}
-        for name, tensor in self._model.state_dict().items():
-            kept = early[name]
-            tensor.copy_(torch.where(tensor != 0, kept, 0) if name in pruned else kept)
+        """Early weights, except where pruning has just made a zero; under all names of a weight."""
+        state = self._model.state_dict(keep_vars=True)
+        pruned = {memory_of(state[_parameter(name)]) for name in self._pruned}
+        for name, kept in early.items():
+            tensor = state[name].detach()
+            zero = memory_of(state[name]) in pruned
+            tensor.copy_(torch.where(tensor != 0, kept, 0) if zero else kept)
 
     def _judge(self) -> None:
         """Warn of the spectra that the training since the last pruning has not brought back."""
@@ -284,7 +293,8 @@ class Pruner:
         The masks are made anew from the zeros of the pruned weights.
 
         Raises:
-            ValueError: `state` is no pruner's, or one of another schedule, rewinding or recording.
+            ValueError: `state` is no pruner's, or one of another schedule, rewinding, recording or
+                model; nothing is changed then.
         """
         if state.get("format") != FORMAT:
             raise ValueError(f"state: expected format {FORMAT!r}; got {state.get('format')!r}")
@@ -298,15 +308,20 @@ class Pruner:
             )  # fmt: skip
             if not same:
                 raise ValueError(f"state: expected the {name} of this pruner; got others")
+        targets, ignore, split = map(self._options.get, ("targets", "ignore", "split"))
+        found, _ = find_layers(self._model, Selector.of(targets, ignore), split)
+        layers = {layer.name: layer for layer in found}
+        for name in state["pruned"]:
+            if name not in layers:
+                raise ValueError(f"state: expected weights of this model; got {name!r}, pruned")
         if self._tracker is not None:
             self._tracker.load_state_dict(state["spectra"])
         self.count, self.finished = int(state["count"]), bool(state["finished"])
         self._rounds = [(int(step), float(a), float(b)) for step, a, b in state["rounds"]]
         self._pruned, self._collapsed = list(state["pruned"]), set(state["collapsed"])
         self._early = state["early"]
-        if self._pruned and self._options.get("masks", True):
-            chosen = {name: self._options.get(name) for name in ("targets", "ignore")}
-            mask_zeros(self._model, **chosen)
+        if self._options.get("masks", True):
+            mask_layers([layers[name] for name in self._pruned])
 
 
 def _parts(

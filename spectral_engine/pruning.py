@@ -8,34 +8,27 @@ from typing import Any
 
 import torch
 from spectral_kernels import stream_id
-from spectral_kernels.patterns import NM, check_divides, parse_pattern
+from spectral_kernels.patterns import check_divides, parse_pattern
 from torch import nn
 
-from spectral_engine.allocation import Goal, mean_sparsity
-from spectral_engine.batches import sparsify_each, sparsify_stacked
+from spectral_engine.allocation import mean_sparsity, none_empty
+from spectral_engine.batches import equal_shares, sparsify_each, sparsify_stacked
 from spectral_engine.calibration import MAX_BYTES, Calibrated, Calibration
 from spectral_engine.errors import batch_errors
 from spectral_engine.forward_passes import Forward
 from spectral_engine.input_moments import InputMoments
-from spectral_engine.layers import Layer, find_layers, require_ready
+from spectral_engine.layers import Layer, layers_to_prune, require_ready
 from spectral_engine.mask import mask_of
 from spectral_engine.masks import keep_zeros
 from spectral_engine.masks import masks as current_masks
-from spectral_engine.matrices import check_rank
-from spectral_engine.methods import (
-    NO_REFIT,
-    REFITS,
-    Method,
-    automatic,
-    automatic_allocation,
-    resolve,
-)
+from spectral_engine.methods import NO_REFIT, REFITS, automatic
 from spectral_engine.moments import Moments
+from spectral_engine.options import check_options, clamp_rank, method_of
 from spectral_engine.originals import restored_on_error
 from spectral_engine.output_bias import add_to_bias, bias_of
 from spectral_engine.report import LayerReport, PruneReport, layer_report
 from spectral_engine.selection import Selector
-from spectral_engine.single import DEFAULT_SPARSITY, Sparsified, given, sparsify
+from spectral_engine.single import DEFAULT_SPARSITY, Sparsified, sparsify
 from spectral_engine.together import goes_together, sparsified_together
 
 
@@ -126,38 +119,34 @@ def prune(
         "refit": refit, "bias_correction": bias_correction, "seed": seed, "group": group,
         "pattern": pattern,
     }  # fmt: skip
-    if not isinstance(masks, bool):
-        raise TypeError(f"masks: expected True or False; got {masks!r}")
-    kind = automatic_allocation(
-        method, calibration is not None, allocation, pattern is not None or max_error is not None
-    )
-    goal = Goal.of(given(sparsity), DEFAULT_SPARSITY, pattern, kind, floor, max_error)
-    report = start_report(method, goal, rank, options, calibration is not None)
+    goal, report = check_options(
+        method, sparsity, rank=rank, calibration=calibration, forward=forward,
+        sequential=sequential, asymmetric=asymmetric, allocation=allocation, floor=floor,
+        max_error=max_error, masks=masks, **options,
+    )  # fmt: skip
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     selector = Selector.of(targets, ignore)
     masked = {id(mask.parameter) for mask in current_masks(model).values()}
-    layers, report.skipped = find_layers(model, selector, split)
+    layers, report.skipped = layers_to_prune(model, selector, split)
     report.unmatched = selector.unmatched
-    if not layers:
-        raise ValueError(
-            f"targets: no prunable weight is left with targets={targets!r}, ignore={ignore!r}; "
-            "expected a class name, a glob or 're:...' that matches a weight of a known layer"
-        )
     require_ready(layers, masked)
     if pattern is not None:
         _require_divisible(layers, pattern)
     shares = goal.sparsities(
         (layer.name, layer.matrices, tuple(layer.weight.shape)) for layer in layers
     )
+    refit, group = automatic(method, calibration is not None, refit, group, pattern)
+    for layer in layers:
+        matrices = layer.matrices()
+        m, n = matrices.shape[:-1].numel(), matrices.shape[-1]
+        shares[layer.name] = none_empty(shares[layer.name], m, n, group, pattern)
     if goal.sparsity is None:
         report.requested = mean_sparsity((shares[one.name], one.weight.numel()) for one in layers)
     steps: Iterable[Calibrated] = [Calibrated(layer, None) for layer in layers]
     if calibration is not None:
-        refit, group = automatic(method, True, refit, group, pattern)
         work, passes = NO_REFIT if refit is None else REFITS[refit], 0
         if isinstance(calibration, InputMoments):
-            _require_default(forward=forward, sequential=sequential, asymmetric=asymmetric)
             steps = list(calibration.of(layers, bias_correction, work, max_bytes))
         else:
             steps = inputs = Calibration(
@@ -172,7 +161,7 @@ def prune(
         for step in steps:
             if step.layer.parameter.dtype == torch.float16:
                 _sparsify_layer(step, method, shares[step.layer.name], rank, options)
-    chosen = _method(method, options)
+    chosen = method_of(method, options)
     plain = calibration is None and pattern is None and group == "tensor" and chosen.plain
     grouped = [layer for layer in layers if plain and goes_together(layer)]
     together = sparsified_together(grouped, chosen, shares, seed)
@@ -198,15 +187,6 @@ def prune(
     return report
 
 
-def _require_default(**arguments: Any) -> None:
-    """Moments that are there already were gathered from the dense model, in whatever way."""
-    for name, value in arguments.items():
-        if value not in (None, False):
-            raise ValueError(
-                f"{name}: expected the default with gathered moments for calibration; got {value!r}"
-            )
-
-
 def _require_divisible(layers: Sequence[Layer], pattern: str) -> None:
     for layer in layers:
         m, n = layer.matrices().shape[-2:]
@@ -218,48 +198,8 @@ def _require_divisible(layers: Sequence[Layer], pattern: str) -> None:
             ) from error
 
 
-def _method(method: str, options: dict[str, Any]) -> Method:
-    names = ("law", "law_parameter", "rescale", "mixture", "refit")
-    return resolve(method, **{name: options[name] for name in names})
-
-
 def _ignore(_: torch.Tensor) -> None:
     """Nothing is saved where nothing will be brought back."""
-
-
-def start_report(
-    method: str,
-    goal: Goal,
-    rank: int | None,
-    options: dict[str, Any],
-    calibrated: bool = False,
-) -> PruneReport:
-    """A report with no layers yet, once the arguments of `sparsify` have been checked.
-
-    They are tried on a matrix of one row, so that a mistake shows before anything is touched.
-    """
-    rank = None if rank is None else check_rank(rank)
-    chosen = _method(method, options)
-    trial = dict(options)
-    columns = 1
-    if options["pattern"] is not None:
-        parsed = parse_pattern(options["pattern"])
-        columns = parsed.of if isinstance(parsed, NM) else 1
-        trial["pattern"] = str(parsed) if isinstance(parsed, NM) else "1x1"
-    trial["inputs"] = torch.ones(1, columns) if calibrated else None
-    sparsify(torch.zeros(1, columns), method, goal.sparsity, **trial)
-    used = {
-        "rank": rank,
-        "law_parameter": chosen.law_parameter,
-        "rescale": chosen.rescale,
-        "mixture": chosen.mixture,
-        "refit": chosen.refit,
-        "group": options["group"],
-        "pattern": options["pattern"],
-        **goal.options,
-        **({"bias_correction": options["bias_correction"]} if calibrated else {}),
-    }
-    return PruneReport(chosen.name, chosen.law, goal.sparsity or 0.0, int(options["seed"]), used)
 
 
 def _sparsify_layer(
@@ -269,16 +209,20 @@ def _sparsify_layer(
     layer, moments = step.layer, step.moments
     weight = layer.matrices()
     rank = clamp_rank(rank, weight[0] if layer.view.batch else weight)
-    chosen = _method(method, options)
+    chosen = method_of(method, options)
     options = {**options, "bias_correction": step.bias_correction}
     if chosen.needs_inputs and moments is None:
         chosen, options = replace(chosen, refit=None), {**options, "refit": None}
 
-    def one(matrix: torch.Tensor, stream: int, inputs: Moments | None) -> Sparsified:
+    def one(
+        matrix: torch.Tensor, sparsity: float, stream: int, inputs: Moments | None
+    ) -> Sparsified:
         given = {**options, "inputs": inputs}
         return sparsify(matrix, method, sparsity, rank=rank, stream=stream, **given)
 
-    def by_magnitude(matrix: torch.Tensor, stream: int, inputs: Moments | None) -> Sparsified:
+    def by_magnitude(
+        matrix: torch.Tensor, sparsity: float, stream: int, inputs: Moments | None
+    ) -> Sparsified:
         rescale = chosen.rescale if chosen.law != "threshold" else None
         same = {**options, "law": chosen.law, "rescale": rescale, "mixture": None}
         return sparsify(matrix, "magnitude", sparsity, stream=stream, **same)
@@ -286,13 +230,15 @@ def _sparsify_layer(
     alone = moments is None and chosen.refit is None
     try:
         if not layer.view.batch:
-            out = one(weight, stream_id(layer.name), moments)
+            out = one(weight, sparsity, stream_id(layer.name), moments)
         elif alone and not chosen.needs_low_rank:
-            out = sparsify_stacked(weight, one, layer.name)
+            out = sparsify_stacked(weight, sparsity, one, layer.name)
         elif alone and min(weight.shape[1:]) == 1:
-            out = sparsify_stacked(weight, by_magnitude, layer.name)
+            out = sparsify_stacked(weight, sparsity, by_magnitude, layer.name)
         else:
-            out = sparsify_each(weight, one, layer.name, moments)
+            whole = options["group"] == "tensor" and options["pattern"] is None
+            shares = equal_shares(weight, sparsity) if whole else [sparsity] * len(weight)
+            out = sparsify_each(weight, shares, one, layer.name, moments)
     except ValueError as error:
         raise ValueError(f"model: {layer.name}: {error}") from error
     return out
@@ -333,9 +279,3 @@ def _prune_layer(
         save(bias)
         add_to_bias(layer, out.bias)
     return row
-
-
-def clamp_rank(rank: int | None, weight: torch.Tensor) -> int | None:
-    """The rank, or min(m, n) of a weight that has less."""
-    rows = weight.shape[0]
-    return None if rank is None else min(rank, rows, weight.numel() // rows)

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -108,10 +109,7 @@ class PruneReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; numbers that are not finite become None."""
         totals = {"size": self.size, "nnz": self.nnz, "sparsity": self.sparsity}
-        plain = _plain({**asdict(self), **totals})
-        if not isinstance(plain, dict):
-            raise TypeError(f"report: expected a dictionary; got {type(plain).__name__}")
-        return plain
+        return {key: plain(value) for key, value in {**asdict(self), **totals}.items()}
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write JSON, whole or not at all; an existing file only with `force`."""
@@ -185,11 +183,14 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold: Python's numbers, and None in place of those that are not finite."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

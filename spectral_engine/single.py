@@ -12,7 +12,13 @@ from spectral_kernels.patterns import pattern_sparsity
 from spectral_kernels.svd import randomized_svd
 
 from spectral_engine.errors import Errors, errors
-from spectral_engine.matrices import as_matrix, as_tensor, check_rank, frobenius_norm
+from spectral_engine.matrices import (
+    as_matrix,
+    as_tensor,
+    check_rank,
+    frobenius_norm,
+    largest_magnitude,
+)
 from spectral_engine.methods import Method, automatic, resolve
 from spectral_engine.moments import Moments
 from spectral_engine.refit import Budget, bias_shift, refitted
@@ -37,7 +43,8 @@ class SparsifyReport:
     """What was done to one matrix, and how well it went.
 
     sparsity is the fraction of zeros reached, `requested` the one asked for; c is that of
-    p = min(1, c g(s)), or the threshold, nan under a pattern "N:M", where each group has its own;
+    p = min(1, c g(s)), or the threshold, nan under a pattern "N:M", where each group has its own,
+    in units of the score, which for "aligned" is A * B times a power of two;
     rank is that of the score, None if it needs none.
     seconds: wall time, the truncated SVD included, compilation of first use too.
     """
@@ -266,6 +273,8 @@ def spectral_score(
         scale = moments.scale.to(matrix)
         matrix = matrix * scale
     U, S, Vh = randomized_svd(matrix, rank)[:3]
+    if method.score == "aligned":  # A * B would leave float32's range where A and B are far from 1
+        S = S * _to_unit(float(S[0])) * _to_unit(largest_magnitude(matrix))
     weights = (1.0, 1.0)  # of a zero matrix, where any do
     if method.score == "mixture":
         low, full = float(torch.linalg.vector_norm(S.double())), frobenius_norm(matrix)
@@ -274,6 +283,11 @@ def spectral_score(
     if scale is not None and method.score != "aligned":
         Vh = torch.where(scale > 0.0, Vh / scale, 0.0)
     return rank, ((U * S).contiguous(), Vh.contiguous()), weights
+
+
+def _to_unit(value: float) -> float:
+    """The power of two that brings a positive value into [1/2, 1); 1 for 0."""
+    return math.ldexp(1.0, -math.frexp(value)[1]) if value > 0.0 else 1.0
 
 
 def moments_of(weight: Any, inputs: Any) -> Moments:

@@ -30,8 +30,14 @@ from spectral_engine.parallel import one_thread
 #: Part of every name in the cache: results of another version of this code are not taken on.
 VERSION = 1
 ROOT = Path(__file__).parents[2]
-#: Variables that say how many threads a library has.
-_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
+#: What a new process is to find in its environment: one thread for each library, and memory that
+#: glibc keeps when it is freed. Activations come and go by megabytes, and a seventh of a step of
+#: LeNet-5 was the system handing out the same pages again.
+_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def run_all(settings: Settings, works: Sequence[partial[Any]]) -> list[Any]:
     if settings.workers == 1 or len(works) == 1:
         with one_thread():  # how many other libraries have changes no bit
             return [work() for work in works]
-    with _one_thread_for_new_processes():
+    with _for_new_processes():
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(settings.workers, context, _start_worker) as pool:
             waiting = [pool.submit(work) for work in works]
@@ -150,13 +156,10 @@ def say(settings: Settings, seed: int, what: str) -> Callable[[str], None]:
 
 
 @contextmanager
-def _one_thread_for_new_processes() -> Iterator[None]:
-    """One thread for all that a new process loads.
-
-    For new processes alone: Numba refuses a change where it has started its threads.
-    """
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+def _for_new_processes() -> Iterator[None]:
+    """`_ENVIRONMENT`, for new processes alone: Numba refuses a change once its threads run."""
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
     try:
         yield
     finally:

@@ -14,6 +14,9 @@ from spectral_kernels._arrays import Array, Namespace, to_host, working_dtype
 
 Product = Callable[[Array], Array]
 
+#: Layouts of torch that `sparse_products` multiplies with.
+_LAYOUTS = ("torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc")
+
 
 def is_sparse(S: Any) -> bool:
     """Whether `S` is a torch tensor of a sparse layout, or has the CSR form of scipy's classes."""
@@ -28,7 +31,13 @@ def sparse_products(
     """x -> S x, y -> S^T y and max |S_ij|, in the precision of `like` and beside its library."""
     if array_api_compat.is_torch_array(S):
         S = S.detach()
-        coordinates = str(S.layout) == "torch.sparse_coo"
+        layout = str(S.layout)
+        if layout not in _LAYOUTS or S.ndim != 2 or S.dense_dim() != 0:
+            raise TypeError(
+                f"{name}: expected a sparse matrix of layout {' or '.join(_LAYOUTS)}; got shape "
+                f"{tuple(S.shape)}, layout {layout}"
+            )
+        coordinates = layout == "torch.sparse_coo"
         S = S.coalesce() if coordinates else S.to_sparse_csr()
         entries = S.values()
     else:

@@ -2,6 +2,15 @@
 
 import math
 import operator
+from typing import Any, TypeGuard
+
+import numpy as np
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether this is a real number, of Python or NumPy; a truth value is none."""
+    numbers = int | float | np.integer | np.floating
+    return isinstance(value, numbers) and not isinstance(value, bool)
 
 
 def positive_integer(value: int, name: str, at_most: int | None = None, meaning: str = "") -> int:
@@ -20,7 +29,7 @@ def positive_integer(value: int, name: str, at_most: int | None = None, meaning:
 
 def require_tolerance(value: float) -> float:
     """`value` as a float, 0 or more and finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise TypeError(f"tolerance: expected a number; got {value!r}")
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"tolerance: expected a finite number, 0 or more; got {value!r}")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from spectral_kernels import budget as bg
+from spectral_kernels._validation import is_number
 from spectral_kernels.backend import DTYPES, Backend, Matrix, Scoring, backend_for
 from spectral_kernels.flaws import Flaws
 from spectral_kernels.laws import BASES, SCORE_NAMES, Base
@@ -41,9 +42,7 @@ def entries_to_keep(size: int, sparsity: float | None) -> int:
     Raises:
         TypeError: sparsity is not a number. ValueError: it is not in [0, 1).
     """
-    if isinstance(sparsity, bool) or not isinstance(
-        sparsity, int | float | np.integer | np.floating
-    ):
+    if not is_number(sparsity):
         raise TypeError(f"sparsity: expected a number; got {type(sparsity).__name__}")
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity: expected the fraction of zeros, in [0, 1); got {sparsity!r}")
@@ -74,7 +73,9 @@ def make_scoring(
                 f"factors: expected (left, right), the low rank of score {score!r}; "
                 f"got {factors!r:.80}"
             )
-        left, right = (check_vector(backend, factor, "factors", None, flaws) for factor in factors)
+        left, right = (
+            check_vector(backend, factor, "factors", None, flaws, A) for factor in factors
+        )
         fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0] > 0
         if not fits or (left.shape[0], right.shape[1]) != (A.m, A.n):
             raise ValueError(
@@ -82,8 +83,8 @@ def make_scoring(
                 f"got {tuple(left.shape)} and {tuple(right.shape)}"
             )
     weights = (0.0, 0.0) if base != Base.MIXTURE else check_mixture(mixture)
-    row = None if row is None else check_vector(backend, row, "row", A.m, flaws)
-    column = None if column is None else check_vector(backend, column, "column", A.n, flaws)
+    row = None if row is None else check_vector(backend, row, "row", A.m, flaws, A)
+    column = None if column is None else check_vector(backend, column, "column", A.n, flaws, A)
     return Scoring(base, left, right, weights, row, column)
 
 
@@ -99,9 +100,16 @@ def check_mixture(mixture: Any) -> tuple[float, float]:
 
 
 def check_vector(
-    backend: Backend, values: Any, argument: str, length: int | None, flaws: Flaws | None = None
+    backend: Backend,
+    values: Any,
+    argument: str,
+    length: int | None,
+    flaws: Flaws | None = None,
+    beside: Matrix | None = None,
 ) -> Any:
     """Finite float32 values of the backend's own kind; with a length, a vector >= 0 of it.
+
+    They lie on the device of the matrix `beside` them.
 
     On a device, values out of range are only counted, in `flaws`, if that is given.
     """
@@ -109,7 +117,7 @@ def check_vector(
         raise TypeError(f"{argument}: expected an array; got {type(values).__name__}")
     if length is not None and tuple(values.shape) != (length,):
         raise ValueError(f"{argument}: expected shape ({length},); got {tuple(values.shape)}")
-    vector = backend.vector(values)
+    vector = backend.vector(values, beside)
     if flaws is not None and not isinstance(vector, np.ndarray):
         bad = ~(abs(vector) <= bg.FLOAT32_MAX)
         expected = "finite float32 values"

@@ -102,8 +102,8 @@ class Backend(Protocol):
         """A contiguous array of the same kind, shape and dtype."""
         ...
 
-    def vector(self, values: Any) -> Any:
-        """A float32 array of the backend's own kind."""
+    def vector(self, values: Any, beside: Matrix | None = None) -> Any:
+        """A float32 array of the backend's own kind, on the matrix's device if there is one."""
         ...
 
     def histogram(self, A: Matrix, scoring: Scoring) -> tuple[Int64, Int64]:

@@ -36,6 +36,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from spectral_kernels._validation import is_number
+
 LawName = Literal[
     "threshold", "l1", "l2", "hybrid", "row-l1", "bernstein", "am07", "trimmed-l2", "quantised"
 ]
@@ -112,12 +114,14 @@ def named_law(name: str, parameter: float | None = None) -> Law:
     if parameter is not None:
         if name not in ("hybrid", "am07"):
             raise ValueError(f"law_parameter: law {name!r} takes none; got {parameter!r}")
-        if isinstance(parameter, bool) or not isinstance(parameter, int | float):
+        if not is_number(parameter):
             raise TypeError(f"law_parameter: expected a number; got {type(parameter).__name__}")
     if name == "hybrid":
         alpha = 0.5 if parameter is None else float(parameter)
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"law_parameter: alpha of 'hybrid' is in [0, 1]; got {parameter!r}")
+        if alpha == 0.0:  # as "l2", which has room for outliers that alpha x + beta x^2 has not
+            return Law("hybrid", Shape.L2)
         return Law("hybrid", Shape.HYBRID, alpha)
     if name == "am07":
         kappa = 0.0 if parameter is None else float(parameter)

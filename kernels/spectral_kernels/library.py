@@ -15,6 +15,7 @@ two tensors that live anyway, the parameter and the input of the layer's product
 import torch
 
 from spectral_kernels import sparsify as pipeline
+from spectral_kernels._validation import word
 
 _SIGN, _WORD = 1 << 63, 1 << 64
 
@@ -115,6 +116,7 @@ def sparsify(
     has the rounding of the result.
     """
     left, right = (None, None) if factors is None else factors
+    seed = word(seed, "seed", 64)
     result: torch.Tensor = torch.ops.spectral_kernels.sparsify(
         weight, sparsity, law, law_parameter, rescale, score, left, right, list(mixture), row,
         column, group, seed - _WORD if seed >= _SIGN else seed, stream, row_offset, column_offset,

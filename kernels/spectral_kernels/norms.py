@@ -117,9 +117,10 @@ def _values(
     operator: Operator, tolerance: float | None, depth: int | None, seed: int, stream: int
 ) -> tuple[Array, Array, int]:
     """The norm (..., 1), its error (..., 1) and the products used, at unit scale."""
+    operator = operator.tall()
     block = min(BLOCK, *operator.shape[-2:])
     found = converge(
-        operator.tall(), 1, tolerance=tolerance, depth=depth, block=block, seed=seed, stream=stream
+        operator, 1, tolerance=tolerance, depth=depth, block=block, seed=seed, stream=stream
     )
     if found is None:
         values = _small.values(operator.xp, operator.dense())[..., :1]

@@ -14,6 +14,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_kernels._validation import is_number
 from spectral_kernels.backend import Draw, Matrix, Scoring
 from spectral_kernels.laws import Law, Shape
 from spectral_kernels.nm import WIDEST
@@ -127,9 +128,7 @@ def pattern_sparsity(
     parsed = None if pattern is None else parse_pattern(pattern)
     if not isinstance(parsed, NM):
         return default if sparsity is None else sparsity
-    if isinstance(sparsity, int | float) and not math.isclose(
-        sparsity, parsed.sparsity, abs_tol=1e-6
-    ):
+    if is_number(sparsity) and not math.isclose(sparsity, parsed.sparsity, abs_tol=1e-6):
         raise ValueError(
             f"sparsity: pattern {pattern!r} has {parsed.sparsity:.6g} of zeros, so expected that "
             f"or none; got {sparsity!r}"

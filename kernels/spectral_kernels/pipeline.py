@@ -64,8 +64,8 @@ class Pipeline:
         """The row vector of the law, (m,) of the backend's own kind."""
         l1 = self.backend.row_l1(A)
         if self.law.row_weights == "l1":
-            return self.backend.vector(row_l1_weights(l1))
-        return self.backend.vector(bernstein_row_weights(l1, A.n, max(budget, 1)))
+            return self.backend.vector(row_l1_weights(l1), A)
+        return self.backend.vector(bernstein_row_weights(l1, A.n, max(budget, 1)), A)
 
     def run_groups(
         self, A: Matrix, scoring: Scoring, pattern: NM, draw: Draw, out: Matrix
@@ -79,7 +79,8 @@ class Pipeline:
             result = operations.keep_largest_of(A, scoring, pattern, out)
         if result.broken:
             raise ValueError(BROKEN.format(result.broken))
-        if self.law.draws and self.rescale and not self.backend.all_finite(out):
+        narrow = A.dtype != "float64"  # which has room for any score's A / p
+        if self.law.draws and self.rescale and narrow and not self.backend.all_finite(out):
             raise ValueError(OVERFLOW.format(A.dtype).format("some"))
         return result.nnz, np.array([np.nan])
 

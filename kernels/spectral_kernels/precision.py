@@ -1,72 +1,92 @@
 """Products in the precision of their arguments, whatever a library has been told to save.
 
-Each library has a switch of its own that lets float32 products run in TF32 or bfloat16.
+Each library has a switch of its own that lets float32 products run in TF32 or bfloat16. A switch
+belongs to the process: of several threads that want it off, the first turns it off and the last one
+brings the user's setting back.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
+#: Brings a setting back.
+Restore = Callable[[], None]
+
+
+class _Switch:
+    """A setting of the process that is off while anyone needs it off."""
+
+    def __init__(self, turn_off: Callable[[], Restore]) -> None:
+        self._turn_off = turn_off
+        self._lock = threading.Lock()
+        self._users = 0
+        self._restore: Restore = lambda: None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._restore = self._turn_off()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._restore()
+
 
 @contextmanager
 def full_precision(xp: Any) -> Iterator[None]:
     """No TF32, no bfloat16 and no autocast inside; the user's settings are back afterwards."""
-    if array_api_compat.is_torch_namespace(xp):
-        guard = _torch_precision()
-    elif array_api_compat.is_cupy_namespace(xp):
-        guard = _cupy_precision()
-    else:
-        yield
-        return
-    with guard:
+    with ExitStack() as stack:
+        if array_api_compat.is_torch_namespace(xp):
+            import torch  # noqa: PLC0415  (only where the caller's arrays are torch's already)
+
+            stack.enter_context(_TORCH.off())
+            stack.enter_context(torch.no_grad())
+            for device in ("cuda", "cpu"):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        elif array_api_compat.is_cupy_namespace(xp):
+            stack.enter_context(_CUPY.off())
         yield
 
 
-@contextmanager
-def _torch_precision() -> Iterator[None]:
-    import torch  # noqa: PLC0415  (only where the caller's arrays are torch's already)
+def _torch_off() -> Restore:
+    import torch  # noqa: PLC0415  (as above)
     from torch.backends import mkldnn  # noqa: PLC0415
 
     # The names of torch >= 2.9 are read and written where they exist: its older global getter
     # raises once a program has used the newer ones.
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(mkldnn, "matmul", None))
-    per_backend = all(hasattr(backend, "fp32_precision") for backend in backends)
-    if per_backend:
-        before = [backend.fp32_precision for backend in backends]
-    else:
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):
         legacy = torch.get_float32_matmul_precision()
-    try:
-        if per_backend:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-        else:
-            torch.set_float32_matmul_precision("highest")
-        with (
-            torch.no_grad(),
-            torch.autocast("cuda", enabled=False),
-            torch.autocast("cpu", enabled=False),
-        ):
-            yield
-    finally:
-        if per_backend:
-            for backend, value in zip(backends, before, strict=True):
-                backend.fp32_precision = value
-        else:
-            torch.set_float32_matmul_precision(legacy)
+        torch.set_float32_matmul_precision("highest")
+        return lambda: torch.set_float32_matmul_precision(legacy)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+
+    def restore() -> None:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+    return restore
 
 
-@contextmanager
-def _cupy_precision() -> Iterator[None]:
+def _cupy_off() -> Restore:
     import cupy  # noqa: PLC0415  (as above)
 
     # CUPY_TF32 is read once at import; the setting behind it has no public name.
-    routines = cupy._core._routines_linalg
-    before = routines.get_compute_type(np.dtype(np.float32))
-    routines.set_compute_type(np.dtype(np.float32), routines.COMPUTE_TYPE_DEFAULT)
-    try:
-        yield
-    finally:
-        routines.set_compute_type(np.dtype(np.float32), before)
+    routines, kind = cupy._core._routines_linalg, np.dtype(np.float32)
+    before = routines.get_compute_type(kind)
+    routines.set_compute_type(kind, routines.COMPUTE_TYPE_DEFAULT)
+    return lambda: routines.set_compute_type(kind, before)
+
+
+_TORCH, _CUPY = _Switch(_torch_off), _Switch(_cupy_off)

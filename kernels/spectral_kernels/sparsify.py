@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 from spectral_kernels._validation import word
@@ -21,6 +22,8 @@ from spectral_kernels.result import Sparse
 
 #: Longer rows are solved one by one, as tensors: their scores would not stay in a core's cache.
 LONGEST_CACHED_ROW = 1 << 16
+#: The least of the normal numbers of float32.
+LEAST_LARGEST = 2.0**-126
 #: The counter of the stream holds 32 bits of column / 4.
 LAST_COLUMN = 1 << 34
 
@@ -69,7 +72,8 @@ def sparsify(
             exactly under "threshold", on average under the other laws. Under a pattern "N:M" it
             may be left out.
         law, law_parameter: see `laws`. rescale: divide a kept entry by its probability, which
-            makes the result exactly unbiased.
+            makes the result exactly unbiased in every entry of probability 2^-24 or more; below
+            that, and where "trimmed-l2" trims, it is 0.
         score, factors: see `laws.Base`; left (m, k) and right (k, n) of B. mixture: (b, a).
         row, column: float32 (m,) and (n,) factors of the score, or None.
         group: "tensor", or "row" to give every row its own budget of n - round(sparsity * n).
@@ -115,6 +119,12 @@ def sparsify(
             backend.not_finite(A),
             "weight: expected finite entries that fit float32; got {} that are NaN or infinite",
         )
+    if A.dtype == "float64" and budget < (A.n if per_row else A.size):
+        flaws.add(
+            _too_small(A, per_row),
+            "weight: expected a largest entry of 2^-126 or more, since entries are scored in "
+            "float32; got {} groups under it; multiply them by a power of two first",
+        )
     pipeline = _pipeline(backend, solved_law, rescale, budget, flaws)
     if solved_law.row_weights != "none":
         own = pipeline.row_weights(A, budget * A.m if per_row else budget)
@@ -123,8 +133,8 @@ def sparsify(
     result = backend.empty_like(weight)
     out = backend.matrix(result)
     if isinstance(chosen, Blocks):
-        return _keep_blocks(backend, A, scoring, chosen, sparsity, group, result)
-    if chosen is not None:
+        nnz, cs = _keep_blocks(backend, A, scoring, chosen, sparsity, group, out)
+    elif chosen is not None:
         host = Pipeline(backend, solved_law, rescale, budget)
         nnz, cs = host.run_groups(A, scoring, chosen, draw, out)
     elif per_row and A.n > LONGEST_CACHED_ROW:
@@ -140,14 +150,22 @@ def sparsify(
 
 def _keep_blocks(
     backend: Backend, A: Matrix, scoring: Scoring, blocks: Blocks, sparsity: float | None,
-    group: str, result: Any,
-) -> Sparse:  # fmt: skip
+    group: str, out: Matrix,
+) -> tuple[Any, Any]:  # fmt: skip
     """The blocks of largest score: the threshold of a matrix with an entry for each block."""
     operations = require_patterns(backend)
     scores = operations.block_scores(A, scoring, blocks)
     kept = sparsify(scores, sparsity=sparsity, group=group)
-    nnz = operations.keep_blocks(A, blocks, kept.weight, backend.matrix(result))
-    return Sparse(result, nnz, kept.c)
+    return operations.keep_blocks(A, blocks, kept.weight, out), np.array([kept.c])
+
+
+def _too_small(A: Matrix, per_row: bool) -> Any:
+    """How many groups have their largest entry under the normal numbers of float32, and not 0."""
+    entries = A.storage.reshape(A.m if per_row else 1, -1)
+    xp = array_api_compat.array_namespace(entries)
+    largest = xp.maximum(xp.max(entries, axis=1), -xp.min(entries, axis=1))
+    found = xp.sum((largest > 0.0) & (largest < LEAST_LARGEST))
+    return int(found) if isinstance(found, np.generic) else found
 
 
 def _pipeline(backend: Backend, law: Law, rescale: bool, budget: int, flaws: Flaws) -> Any:

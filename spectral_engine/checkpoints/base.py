@@ -77,6 +77,10 @@ class Checkpoint(ABC):
         """The earlier tensor that is the same memory as this one, if there is one."""
         return None
 
+    def other_weights(self) -> list[str]:
+        """Files beside these weights that hold others, and are copied as they are."""
+        return []
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the file; a second call does nothing."""

@@ -1,9 +1,10 @@
 """A checkpoint folder in the manner of Hugging Face: weight files, an index, and their company.
 
-The weights are in one of, in this order: model.safetensors.index.json with its shards,
-model.safetensors, pytorch_model.bin.index.json with its shards, pytorch_model.bin. An index is not
-trusted: its files must lie in the folder itself, symbolic links resolved. One exception: the hub's
-cache, where snapshots/<revision>/ links into blobs/ two levels up.
+The weights are in one of, in the order in which transformers looks for them: model.safetensors,
+model.safetensors.index.json with its shards, pytorch_model.bin, pytorch_model.bin.index.json with
+its shards. An index is not trusted: its files must lie in the folder itself, symbolic links
+resolved. One exception: the hub's cache, where snapshots/<revision>/ links into blobs/ two levels
+up.
 """
 
 import os
@@ -31,11 +32,13 @@ from .torch_format import TorchFile
 INDEX_SUFFIX = ".index.json"
 #: The weight files that a folder may have, first choice first.
 WEIGHT_FILES: dict[str, type[SafetensorsFile] | type[TorchFile]] = {
-    "model.safetensors" + INDEX_SUFFIX: SafetensorsFile,
     "model.safetensors": SafetensorsFile,
-    "pytorch_model.bin" + INDEX_SUFFIX: TorchFile,
+    "model.safetensors" + INDEX_SUFFIX: SafetensorsFile,
     "pytorch_model.bin": TorchFile,
+    "pytorch_model.bin" + INDEX_SUFFIX: TorchFile,
 }
+#: Files that hold weights too, by their endings, wherever they lie in the folder.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
 class Folder(Checkpoint):
@@ -78,7 +81,15 @@ class Folder(Checkpoint):
         return self._home[name].read(name)
 
     def tied_to(self, name: str) -> str | None:
-        return self._home[name].tied_to(name)
+        shard = self._home[name]
+        first = shard.tied_to(name)
+        return first if first is not None and self._home.get(first) is shard else None
+
+    def other_weights(self) -> list[str]:
+        files = (str(file) for file in self._walk(directories=False))
+        return sorted(
+            file for file in files if file.endswith(WEIGHT_SUFFIXES) and file not in self._shards
+        )
 
     def close(self) -> None:
         self._open.close()

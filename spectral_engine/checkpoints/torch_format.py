@@ -81,14 +81,13 @@ class TorchFile(CheckpointFile):
     def write(self, file: BinaryIO, edit: Edit) -> None:
         state = copy.copy(self._state)
         for name, tensor in self._tensors.items():
-            tied = self._ties.get(name)
-            if tied is not None:
-                if state[tied] is not self._state[tied]:
-                    state[name] = state[tied]
+            first = self._ties.get(name, name)
+            if state[first] is not self._state[first]:
+                state[name] = state[first]
                 continue
             edited = edit(name)
-            if edited is not None:
-                state[name] = _same_class(edited, tensor)
+            if edited is not None:  # the first of its names may be one that is not asked for
+                state[first] = state[name] = _same_class(edited, tensor)
         container = state
         if self._wrapper:
             container = copy.copy(self._container)

@@ -757,3 +757,72 @@ def test_a_packed_sequence_moves_whole():
     there = moved({"input": packed}, torch.device("meta"))["input"]
     assert there.data.is_meta
     assert there.batch_sizes.device.type == "cpu"
+
+
+@pytest.mark.parametrize("compiled", [torch.compile, lambda model, **options: model])
+def test_a_compiled_model_that_has_run_is_seen(compiled):
+    """Catches a graph compiled before the hooks were there, which calls none of them."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)))
+    batches = [torch.randn(6, 8)]
+    wrapped = compiled(model, backend="eager")
+    with torch.no_grad():
+        wrapped(batches[0])
+    assert not se.calibrate(wrapped, batches).unseen
+    assert len(se.calibrate(wrapped, batches).moments) == 2
+
+
+def test_an_encoder_with_a_padding_mask():
+    """Catches the fused path of encoder layers: nested tensors, or modules that are not called."""
+    layer = seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
+    model = nn.TransformerEncoder(layer, 2)
+    padding = torch.zeros(4, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    batches = [{"src": torch.randn(4, 5, 16), "src_key_padding_mask": padding}]
+    found = se.calibrate(model, batches)
+    assert all("out_proj" in name for name in found.unseen)  # whose inputs attention never shows
+    assert all(moments.count == 20 for moments in found.moments.values())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.compile(model, backend="eager"),
+    ],
+)
+def test_labels_are_left_out_for_wrapped_models(wrap):
+    """Catches a wrapper that takes any arguments, and hands the labels to the model."""
+    model = wrap(seeded(lambda: nn.Sequential(nn.Linear(8, 4))))
+    batches = [(torch.randn(6, 8), torch.zeros(6))]
+    assert len(se.calibrate(model, batches).moments) == 1
+
+
+def test_modes_come_back_by_the_modules_own_way():
+    """Catches a module left in one mode with the state of the other, as merged adapters have."""
+
+    class Merging(nn.Linear):
+        merged = False
+
+        def train(self, mode: bool = True):
+            super().train(mode)
+            if self.merged == mode:
+                self.weight.data += 1.0 if not mode else -1.0
+                self.merged = not mode
+            return self
+
+    model = nn.Sequential(Merging(8, 8), nn.BatchNorm1d(8).eval())
+    before = model[0].weight.detach().clone()
+    se.calibrate(model, [torch.randn(6, 8)])
+    assert [module.training for module in model] == [True, False]
+    assert not model[0].merged
+    torch.testing.assert_close(model[0].weight.detach(), before)
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    """Catches moments of nothing, and an error from deep inside."""
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module; got str"):
+        se.calibrate("model", [torch.ones(1, 8)])
+    with pytest.raises(ValueError, match="targets: no prunable weight is left"):
+        se.calibrate(nn.Linear(8, 8), [torch.ones(1, 8)], targets="Lineer")

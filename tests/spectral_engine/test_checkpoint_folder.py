@@ -103,7 +103,7 @@ def test_single_file(name, tmp_path):
 
 def test_folder_without_weights(tmp_path):
     """Catches a folder without weights taken for an empty checkpoint."""
-    with pytest.raises(CheckpointError, match=r"expected one of model.safetensors.index.json, .*"):
+    with pytest.raises(CheckpointError, match=r"expected one of model.safetensors, .*"):
         open_checkpoint(tmp_path)
 
 

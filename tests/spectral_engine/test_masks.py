@@ -630,7 +630,11 @@ def test_a_mask_that_does_not_fit(kept, error, message):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: se.mask_zeros(mlp(), targets="nope"), ValueError, "targets: no weight is left"),
+        (
+            lambda: se.mask_zeros(mlp(), targets="nope"),
+            ValueError,
+            "targets: no prunable weight is left",
+        ),
         (lambda: se.mask_zeros(mlp().to("meta")), ValueError, "0.weight is on the meta device"),
         (lambda: se.mask_zeros(3), TypeError, "model: expected a torch.nn.Module; got int"),
         (lambda: se.masks(3), TypeError, "model: expected a torch.nn.Module; got int"),
@@ -793,3 +797,13 @@ def test_other_models_are_not_touched():
                     parameter.sub_(0.1 * parameter.grad)
     for one, other in zip(plain.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(one, other)
+
+
+def test_mask_zeros_of_a_split_weight():
+    """Catches parts that `prune` can name and `mask_zeros` cannot."""
+    model, split = mlp(), {"0": ("upper", "lower")}
+    se.prune(model, sparsity=0.75, targets="0.weight[[]lower]", split=split, masks=False)
+    se.mask_zeros(model, targets="0.weight[[]lower]", split=split)
+    zero = model[0].weight == 0
+    assert torch.equal(~se.masks(model)["0.weight"].unpack(), zero)
+    assert zero.any()

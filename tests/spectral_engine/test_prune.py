@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
+from safetensors.torch import save_file
 from spectral_kernels import stream_id
 from torch import nn
 
@@ -385,3 +386,61 @@ def test_report_makes_infinities_json():
     )
     assert report.to_dict()["layers"][0]["spectral"] is None
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+class Depthwise(nn.Sequential):
+    """A network that a depthwise layer of nine weights a channel would cut off if it were zero."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 8, 1),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "nnz"),
+    [
+        ({}, 7),
+        ({"refit": "scale"}, 7),
+        ({"calibration": [torch.ones(1, 3, 9, 9)]}, 7),
+        ({"method": "randomized", "refit": "scale"}, None),
+        ({"group": "row"}, 16),
+        ({"group": "row", "calibration": [torch.ones(1, 3, 9, 9)]}, 16),
+        ({"method": "auto", "allocation": "uniform", "calibration": [torch.ones(1, 3, 9, 9)]}, 16),
+    ],
+)
+def test_groups_too_small_for_the_sparsity_leave_no_layer_empty(options, nnz):
+    """Catches budgets of single groups or rows that all round to nothing: 5 % of 9 entries."""
+    model = Depthwise()
+    report = se.prune(model, sparsity=0.95, **options)
+    found = next(layer.nnz for layer in report.layers if layer.name == "1.weight")
+    assert 0 < found == (nnz or found)
+    assert (model[1].weight != 0).sum() == found
+
+
+def test_a_layer_smaller_than_its_share_keeps_one_entry(tmp_path):
+    """Catches a tiny layer pruned whole, in a model and in a file, by entries and by blocks."""
+    model = nn.Sequential(nn.Linear(3, 1), nn.Linear(64, 64))
+    save_file(model.state_dict(), tmp_path / "in.safetensors")
+    report = se.prune(model, sparsity=0.9)
+    assert [layer.nnz for layer in report.layers] == [1, 410]
+    report = se.prune_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors", sparsity=0.9)
+    assert [layer.nnz for layer in report.layers] == [1, 410]
+    blocks = nn.Linear(32, 16)
+    assert se.prune(blocks, sparsity=0.9, pattern="16x16").nnz == 256
+
+
+def test_what_batches_would_need_is_refused_without_them():
+    """Catches an option of calibration that is passed over where the batches were forgotten."""
+    for options in ({"asymmetric": True}, {"sequential": True}, {"forward": torch.relu}):
+        with pytest.raises(ValueError, match="expected the default without calibration"):
+            se.prune(two(), **options)
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    """Catches a report that cannot be written once the model has been changed."""
+    report = se.prune(two(), sparsity=np.float32(0.5), allocation="global", floor=np.float32(0.1))
+    report.save(tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["options"]["floor"] == pytest.approx(0.1)

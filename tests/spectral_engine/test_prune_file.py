@@ -327,3 +327,33 @@ def test_real_model(tmp_path, method):
     assert changed == {row.name for row in report.layers}
     assert not any("embeddings" in name or "LayerNorm" in name for name in changed)
     assert target.stat().st_size == source.stat().st_size
+
+
+def test_other_weights_of_a_folder_are_told_of(tmp_path):
+    """Catches a second, dense set of weights copied without a word, and the wrong one pruned:
+    where there are several, transformers loads model.safetensors."""
+    folder = make_folder(tmp_path / "in")
+    save_file(tensors(), folder / "model.safetensors", METADATA)
+    torch.save(tensors(), folder / "pytorch_model.bin")
+    report = se.prune_file(folder, tmp_path / "out", sparsity=0.5)
+    others = {"a.safetensors", "b.safetensors", "pytorch_model.bin"}
+    told = {skipped.name for skipped in report.skipped if "other weights" in skipped.reason}
+    assert told == others
+    check(load_file(tmp_path / "out" / "model.safetensors"), sparsity=0.5)
+    for name in others:
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_an_index_without_the_first_of_two_tied_names(tmp_path):
+    """Catches a lookup of the name that the index leaves out, and names that come apart."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shared = torch.randn(8, 8)
+    torch.save({"head.weight": shared, "body.weight": shared}, folder / "shard.bin")
+    index = {"weight_map": {"body.weight": "shard.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    report = se.prune_file(folder, tmp_path / "out", sparsity=0.5)
+    assert [layer.name for layer in report.layers] == ["body.weight"]
+    found = torch.load(tmp_path / "out" / "shard.bin", weights_only=True)
+    assert int((found["body.weight"] != 0).sum()) == 32
+    assert found["head.weight"].data_ptr() == found["body.weight"].data_ptr()

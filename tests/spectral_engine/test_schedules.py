@@ -1,6 +1,7 @@
 """Schedules and the pruner: what is pruned when, what it says of spectra, that it resumes."""
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -284,3 +285,115 @@ def test_bad_pruners() -> None:
         se.Pruner(net, schedule, collapse=2.0)
     with pytest.raises(ValueError, match="targets 'x'"):
         se.Pruner(net, schedule, targets="x")
+
+
+def test_rewinding_leaves_tied_weights_pruned() -> None:
+    """Catches early weights put back under a second name, where they undo the pruning, and state
+    that is no tensor."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+            self.out.weight = self.embed.weight
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    torch.manual_seed(0)
+    model = Tied()
+    early = model.out.weight.detach().clone()
+    se.Pruner(model, se.OneShot(0.9), rewind=0, leading=0).step()
+    assert int((model.out.weight != 0).sum()) == 16
+    kept = model.out.weight != 0
+    assert torch.equal(model.out.weight[kept], early[kept])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_round_cut_off_leaves_no_record(error: type[BaseException]) -> None:
+    """Catches spectra shifted by a record of a pruning that never was."""
+    net = network()
+    fails = [True]
+
+    def forward(model: nn.Module, batch: torch.Tensor) -> None:
+        if fails:
+            raise error("out of memory")
+        model(batch)
+
+    pruner = se.Pruner(
+        net, se.Iterative(0.9, 2), collapse=0.0, calibration=[torch.randn(30, 20)], forward=forward
+    )
+    with pytest.raises(error):
+        pruner.step()
+    fails.clear()
+    for _ in range(2):
+        pruner.step()
+    pruner.finish()
+    first, second = pruner.rounds
+    for name, values in first.before.items():
+        np.testing.assert_array_equal(first.retrained[name], second.before[name])
+        assert np.square(values).sum() > np.square(first.after[name]).sum()
+
+
+def test_resumes_with_parts_and_with_a_layer_of_zeros() -> None:
+    """Catches a state that another pruner of the same arguments cannot go on from."""
+    split = {"0": ("upper", "lower")}
+    makes = (
+        lambda net: se.Pruner(net, se.OneShot(0.5), targets="0.weight[[]upper]", split=split),
+        lambda net: se.Pruner(net, se.Iterative(0.9, 3), leading=0),
+    )
+    for make in makes:
+        net = network()
+        pruner = make(net)
+        pruner.step()
+        if pruner.schedule.last:
+            with torch.no_grad():
+                net[2].weight.zero_()
+        again = network()
+        again.load_state_dict(net.state_dict())
+        resumed = make(again)
+        resumed.load_state_dict(pruner.state_dict())
+        assert torch.equal(se.masks(again)["0.weight"].unpack(), net[0].weight != 0)
+
+
+def test_a_state_of_other_weights_changes_nothing() -> None:
+    """Catches a pruner half resumed."""
+    net = network()
+    pruner = se.Pruner(net, se.OneShot(0.5), leading=0)
+    pruner.step()
+    other = se.Pruner(nn.ModuleDict({"a": nn.Linear(4, 4)}), se.OneShot(0.5), leading=0)
+    with pytest.raises(ValueError, match=r"state: expected weights of this model; got '0\.weight'"):
+        other.load_state_dict(pruner.state_dict())
+    assert (other.count, other.rounds) == (0, [])
+
+
+def test_what_is_said_of_a_collapse_is_json() -> None:
+    """Catches NaN, which JSON lacks, in the very case that is worth a record."""
+    net = network()
+    pruner = se.Pruner(net, se.OneShot(0.5))
+    pruner.step()
+    with torch.no_grad():
+        net[0].weight.fill_(torch.nan)
+    with pytest.warns(se.SpectrumCollapse):
+        pruner.finish()
+    text = json.dumps(pruner.to_dict(), allow_nan=False)
+    assert json.loads(text)["rounds"][0]["recovered"]["0.weight"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "options", "message"),
+    [
+        ("magnitud", se.OneShot(0.5, start=3), {}, "method: expected one of"),
+        ("magnitude", se.OneShot(0.5, start=3), {"refit": "x"}, "refit: expected None or one of"),
+        ("magnitude", se.Iterative(0.9, 2), {"pattern": "2:4"}, "sparsity: pattern '2:4' has 0.5"),
+        ("magnitude", se.OneShot(0.5), {"asymmetric": True}, "asymmetric: expected the default"),
+        ("magnitude", se.OneShot(0.5), {"collapse": 2.0}, "collapse: expected a share"),
+    ],
+)
+def test_options_are_checked_at_once(method, schedule, options, message: str) -> None:
+    """Catches a mistake that shows only once training has come to the first pruning."""
+    with pytest.raises(ValueError, match=message):
+        se.Pruner(network(), schedule, method, **options)

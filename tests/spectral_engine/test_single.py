@@ -314,3 +314,13 @@ def test_bad_input(arguments, error, message):
     """Catches a mistake that passes, or whose message does not name the argument."""
     with pytest.raises(error, match=message):
         se.sparsify(**{"weight": torch.ones(3, 4), **arguments})
+
+
+@pytest.mark.parametrize("power", [-100, -75, 60, 100])
+@pytest.mark.parametrize("method", ["aligned", "principal", "magnitude", "randomized"])
+def test_masks_do_not_depend_on_the_scale(method: str, power: int) -> None:
+    """Catches scores that leave float32's range: A * B of a matrix of 1e-30 is 0 everywhere."""
+    A = np.random.default_rng(4).standard_normal((40, 60)).astype(np.float32)
+    expected = se.sparsify(A, method, 0.9).weight
+    found = se.sparsify(A * np.float32(2.0**power), method, 0.9).weight
+    np.testing.assert_array_equal(found, expected * np.float32(2.0**power))

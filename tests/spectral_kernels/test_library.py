@@ -135,6 +135,9 @@ def test_refusals_pass_through() -> None:
         library.sparsify(weight() * torch.nan, sparsity=0.5)
     with pytest.raises(ValueError, match="law: expected one of"):
         library.sparsify(weight(), sparsity=0.5, law="l3")
+    for seed in (-1, 1 << 64):
+        with pytest.raises(ValueError, match="seed: expected an integer in"):
+            library.sparsify(weight(), sparsity=0.5, seed=seed)
 
 
 def test_the_package_alone_registers_nothing() -> None:

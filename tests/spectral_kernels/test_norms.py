@@ -1,5 +1,6 @@
 """spectral_norm and spectral_error against float64 numpy.linalg.norm(., 2)."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -149,3 +150,30 @@ def test_refused_matrices_and_arguments() -> None:
             call(good, tolerance=-1.0)
         with pytest.raises(ValueError, match="seed: expected"):
             call(good, seed=-1)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_wide_matrices_need_no_square(library: str) -> None:
+    """Catches a fallback that makes a matrix of n x n for one of few rows and n columns."""
+    A = np.random.default_rng(5).standard_normal((4, 200_000)).astype(np.float32)
+    S = sparsified(A)
+    for whole, part in ((A, S), (A.T, S.T)):
+        X, Y = (to_library(np.ascontiguousarray(one), library) for one in (whole, part))
+        np.testing.assert_allclose(
+            float(to_numpy(spectral_norm(X).value)), np.linalg.norm(A.astype(float), 2), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            float(to_numpy(spectral_error(X, Y).value)),
+            np.linalg.norm(A.astype(float) - S, 2), rtol=1e-5,
+        )  # fmt: skip
+
+
+def test_sparse_matrices_of_other_layouts_are_refused() -> None:
+    """Catches an error of torch's own for a batch of sparse matrices, or one in blocks."""
+    A = torch.randn(4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's blocks are in beta
+        blocks = A.to_sparse_bsr((2, 2))
+    for S in (blocks, torch.stack([A, A]).to_sparse()):
+        with pytest.raises((TypeError, ValueError), match="S: expected"):
+            spectral_error(A, S)

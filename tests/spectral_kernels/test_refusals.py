@@ -230,3 +230,57 @@ def test_overflow_of_rescaling_is_refused(dtype: str, group: str) -> None:
         sparsify(A, sparsity=0.9, law="l1", rescale=True, group=group)
     kept = sparsify(A, sparsity=0.9, law="l1", group=group)
     assert np.isfinite(as_numpy(kept.weight)).all()
+
+
+@pytest.mark.parametrize("law", ["threshold", "l1"])
+@pytest.mark.parametrize("scale", [1e-40, 1e-46, 1e-300])
+def test_entries_under_the_range_of_scores_are_refused(scale: float, law: str) -> None:
+    """float64 weights that are all 0 as float32, kept by index or not at all."""
+    A = np.random.default_rng(0).standard_normal((4, 8)) * scale
+    with pytest.raises(ValueError, match=r"weight: expected a largest entry of 2\^-126 or more"):
+        sparsify(A, sparsity=0.75, law=law)
+    A[0, 0] = 1.0
+    assert sparsify(A, sparsity=0.75).nnz == 8
+    with pytest.raises(ValueError, match="got 3 groups under it"):
+        sparsify(A, sparsity=0.75, group="row")
+    assert sparsify(np.zeros((4, 8)), sparsity=0.75).nnz == 0
+    assert sparsify(A * scale, sparsity=0.0).nnz == np.count_nonzero(A * scale)
+
+
+def test_a_low_rank_that_overflows_is_refused_under_every_score() -> None:
+    """B = inf - inf, scored 0 on the CPU where the oracle has NaN; but nothing is said of A = 0."""
+    A = np.ones((1, 4), np.float32)
+    left = np.full((1, 2), 1e30, np.float32)
+    right = np.array([[1e30] * 4, [-1e30] * 4], np.float32)
+    for score in ("principal", "aligned", "mixture"):
+        arguments = {"score": score, "factors": (left, right), "mixture": (1.0, 1.0)}
+        with pytest.raises(ValueError, match="got 4 that are NaN or infinite"):
+            sparsify(A, sparsity=0.5, **arguments)
+        assert sparsify(0 * A, sparsity=0.5, **arguments).nnz == 0
+
+
+def test_float64_has_room_for_rescaled_groups() -> None:
+    """N of M in float64 refused for values that fit it and not float32."""
+    A = np.full((1, 8), 3e38)
+    found = sparsify(A, pattern="2:4", law="l1", rescale=True)
+    np.testing.assert_allclose(found.weight[found.weight != 0], 6e38)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64])
+def test_numbers_of_numpy_count_as_numbers(kind: Any) -> None:
+    """A sparsity that contradicts the pattern let pass, a parameter refused, for its type."""
+    with pytest.raises(ValueError, match="sparsity: pattern '2:4'"):
+        sparsify(A2, sparsity=kind(0.9), pattern="2:4")
+    A = normal_matrix(20, 50)
+    assert sparsify(A, sparsity=0.5, law="hybrid", law_parameter=kind(0.5)).nnz > 0
+
+
+def test_hybrid_without_its_first_term_is_l2() -> None:
+    """A budget missed by all but one of 10,000 entries, where an outlier of 1e30 leaves the first
+    term no room."""
+    A = np.random.default_rng(1).uniform(1.0, 2.0, (100, 1000)).astype(np.float32)
+    A[0, 0] = 1e30
+    expected = sparsify(A, sparsity=0.9, law="l2")
+    found = sparsify(A, sparsity=0.9, law="hybrid", law_parameter=0.0)
+    np.testing.assert_array_equal(found.weight, expected.weight)
+    assert found.nnz > 9_000

@@ -252,3 +252,13 @@ def test_gram_has_the_lower_triangle(shape: tuple[int, ...], library: str) -> No
     wide = A if shape[-2] <= shape[-1] else np.swapaxes(A, -1, -2)
     exact = wide @ np.swapaxes(wide, -1, -2)
     np.testing.assert_allclose(np.tril(G), np.tril(exact), atol=1e-11)
+
+
+@pytest.mark.parametrize("width", [0.1, 0.03, 0.01, 0.003, 0.0])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_nearly_flat_spectra(width: float, tolerance: float) -> None:
+    """Catches an estimate that believes the first change, which is of second order where all
+    values are nearly alike, as those of an orthogonal layer."""
+    values = 1.0 - width * np.linspace(0.0, 1.0, len(SPECTRA["slow"]))
+    found = randomized_svd(matrix_of(values), 8, tolerance=tolerance)
+    assert np.max(np.abs(found.S / values[:8] - 1)) <= tolerance

@@ -1,5 +1,7 @@
 """What randomized_svd and singular_values refuse, and what they leave as they found it."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import array_api_strict
@@ -130,3 +132,28 @@ def test_strict_arrays_of_the_oldest_supported_standard() -> None:
     np.testing.assert_allclose(
         to_numpy(found.S), np.linalg.svd(GOOD, compute_uv=False)[:3], rtol=1e-5
     )
+
+
+def test_reduced_precision_is_off_for_every_thread_that_wants_it_off() -> None:
+    """Catches the first of two threads that is done turning it on under the other, and the second
+    one bringing back what the first had set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with full_precision(torch):
+            inside.set()
+            assert done.wait(10)
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with full_precision(torch):
+                running = pool.submit(other)
+                assert inside.wait(10)
+            within = torch.backends.mkldnn.matmul.fp32_precision
+            done.set()
+            running.result()
+        assert (within, torch.backends.mkldnn.matmul.fp32_precision) == ("ieee", "bf16")
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -53,3 +53,24 @@ def test_every_law(monkeypatch: pytest.MonkeyPatch, law: str, group: str) -> Non
 def test_every_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, law: str) -> None:
     """Ties of a coarse dtype cut at another index, or a rounding that differs."""
     on_both(monkeypatch, heavy_tailed(dtype), law=law, sparsity=0.4, seed=12)
+
+
+def test_flaws_of_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts on the device of NaN and of negative weights, forgotten on the way to blocks."""
+    A = torch.randn(8, 16)
+    factors = (torch.randn(8, 2), torch.randn(2, 16))
+    backend = GPU if DEVICE == "cuda" else GPUBackend(entries=4096)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(
+            "spectral_kernels.arguments.backend_for", lambda weight, argument="weight": backend
+        )
+    row = torch.ones(8)
+    row[3] = -1.0
+    with pytest.raises(ValueError, match="row: expected finite float32 values >= 0; got 1"):
+        sparsify(A.to(DEVICE), sparsity=0.5, pattern="4x4", row=row.to(DEVICE))
+    A[2, 3] = torch.nan
+    with pytest.raises(ValueError, match="weight: expected finite entries"):
+        sparsify(
+            A.to(DEVICE), sparsity=0.5, pattern="4x4", score="principal",
+            factors=tuple(factor.to(DEVICE) for factor in factors),
+        )  # fmt: skip

@@ -68,7 +68,7 @@ class CPUBackend:
         bytes_ = np.empty(array.numel() * array.element_size(), np.uint8)
         return torch.from_numpy(bytes_).view(array.dtype).view(array.shape)
 
-    def vector(self, values: Any) -> Float32:
+    def vector(self, values: Any, beside: Matrix | None = None) -> Float32:
         if module_of(values) == "torch":
             values = values.detach().float().numpy()
         return np.ascontiguousarray(values, np.float32)

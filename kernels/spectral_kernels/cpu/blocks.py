@@ -122,7 +122,7 @@ def score(base, a, b, count, b_weight, a_weight, row, column, s):
     elif base == _ALIGNED:
         for k in range(count):
             product = a[k] * b[k]
-            s[k] = product if product > 0 else np.float32(0)
+            s[k] = np.float32(0) if a[k] == 0 or product <= 0 else product
     elif base == _MIXTURE:
         for k in range(count):
             low = b[k] * b_weight

@@ -70,14 +70,17 @@ class GPUBackend(PatternOperations):
             return array.detach().new_empty(array.shape)
         import cupy  # noqa: PLC0415 (only CuPy users have it)
 
-        return cupy.empty(array.shape, array.dtype)
+        with array.device:
+            return cupy.empty(array.shape, array.dtype)
 
-    def vector(self, values: Any) -> torch.Tensor:
+    def vector(self, values: Any, beside: Matrix | None = None) -> torch.Tensor:
         if module_of(values) in ("torch", "cupy"):
             tensor = _tensor(values)
         else:
             tensor = torch.tensor(np.asarray(values, np.float32))
-        if tensor.device.type == "cpu" and not INTERPRETED.value:
+        if beside is not None:
+            tensor = tensor.to(beside.storage.device)
+        elif tensor.device.type == "cpu" and not INTERPRETED.value:
             tensor = tensor.cuda()
         return tensor.to(torch.float32).contiguous()
 
