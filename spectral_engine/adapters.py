@@ -1,7 +1,8 @@
 """A `SpectrumTracker` inside Lightning and the Hugging Face Trainer, if they are installed.
 
 Thin: both call `tracker.step()` after each optimizer step, and Lightning keeps the records in its
-checkpoints. The tracker itself records, saves and plots.
+checkpoints. The tracker itself records, saves and plots. A training that goes on from a checkpoint
+is counted from the checkpoint's step; a second one, from where the first one ended.
 """
 
 from typing import Any
@@ -19,12 +20,20 @@ def lightning_callback(tracker: SpectrumTracker) -> Any:
     base = optional("lightning_callback", "lightning.pytorch", "pytorch_lightning").Callback
 
     class SpectrumCallback(base):  # type: ignore[misc, valid-type]
+        earlier = 0  # steps of a training before this one
+
+        @property
+        def state_key(self) -> str:
+            return f"SpectrumCallback[{', '.join(tracker.names)}]"
+
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.earlier = max(tracker.count - trainer.global_step, 0)
+            tracker.count = trainer.global_step + self.earlier
             tracker.start()
 
         def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
             # Of several batches that one optimizer step is made of, the last one counts.
-            while tracker.count < trainer.global_step:
+            while tracker.count < trainer.global_step + self.earlier:
                 tracker.step()
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -49,6 +58,7 @@ def trainer_callback(tracker: SpectrumTracker) -> Any:
 
     class SpectrumCallback(base):  # type: ignore[misc, valid-type]
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            tracker.count = max(tracker.count, state.global_step)
             tracker.start()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

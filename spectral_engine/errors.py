@@ -70,6 +70,11 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
+    return _compared(original, sparse, rank, method)[0]
+
+
+def _compared(original: Any, sparse: Any, rank: int, method: Method) -> tuple[Errors, float]:
+    """`errors`, and ||A - S||_2."""
     if method not in ("auto", "exact", "matrix-free"):
         raise ValueError(f"method: expected auto, exact or matrix-free; got {method!r}")
     if isinstance(sparse, torch.Tensor) and sparse.layout != torch.strided:
@@ -94,12 +99,15 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto
         difference = float(torch.linalg.matrix_norm(A - S, 2))
         U, Us, Vh, Vsh = U[:, :rank], Us[:, :rank], Vh[:rank], Vsh[:rank]
         sigma, tau = sigma[:rank], tau[:rank]
+        error = error_after = torch.finfo(torch.float64).eps * max(A.shape) * sigma[:1]
     else:
-        U, sigma, Vh = randomized_svd(A, rank)[:3]
-        Us, tau, Vsh = randomized_svd(S, rank)[:3]
+        U, sigma, Vh, error, _ = randomized_svd(A, rank)
+        Us, tau, Vsh, error_after, _ = randomized_svd(S, rank)
         difference = float(spectral_error(A, S).value)
+    # What rounding leaves of a value that is zero would be compared with more of the same.
+    sigma, tau = torch.where(sigma <= error, 0.0, sigma), torch.where(tau <= error_after, 0.0, tau)
     before, after = (values.double().cpu().numpy() for values in (sigma, tau))
-    return Errors(
+    found = Errors(
         _ratio(difference, float(before[0])),
         frobenius,
         np.array([_ratio(abs(t - s), s) for s, t in zip(before, after, strict=True)]),
@@ -108,6 +116,7 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Method = "auto
         before,
         after,
     )
+    return found, difference
 
 
 def batch_errors(
@@ -117,13 +126,12 @@ def batch_errors(
 
     Singular values and angles are those of `rank` of each, one matrix after the other.
     """
-    found = [errors(A, S, rank, method=method) for A, S in zip(original, sparse, strict=True)]
-    norm = max(float(one.original[0]) for one in found)
-    difference = max(one.spectral * float(one.original[0]) for one in found)
+    pairs = [_compared(A, S, rank, method) for A, S in zip(original, sparse, strict=True)]
+    found = [one for one, _ in pairs]
     A, S = original.flatten(0, 1), sparse.flatten(0, 1)
     return Errors(
-        difference / norm if norm else found[0].spectral,
-        frobenius_norm(A, S) / frobenius_norm(A) if norm else found[0].frobenius,
+        _ratio(max(one for _, one in pairs), max(float(one.original[0]) for one in found)),
+        _ratio(frobenius_norm(A, S), frobenius_norm(A)),
         *(
             np.concatenate([getattr(one, name) for one in found])
             for name in (

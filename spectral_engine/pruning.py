@@ -69,7 +69,8 @@ def prune(
             to the list. A weight that several modules share is pruned once, if one of its names
             is among `targets` and none is in `ignore`. Zeros that a mask keeps stay zero.
         method, sparsity, law, law_parameter, rescale, mixture, refit, group, pattern: see
-            `sparsify`. The pattern must divide every weight.
+            `sparsify`. The pattern must divide every weight. A layer, or with group "row" a row,
+            that is too small for the sparsity keeps one entry, or one block.
         allocation: how the layers share the budget, "uniform", "global", "erk" or "spectral"; the
             magnitudes of the weights decide, whatever the method scores by; see `allocation`. By
             default "uniform", and "erk" for method "auto" with calibration.

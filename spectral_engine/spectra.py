@@ -65,7 +65,8 @@ def spectrum(
     A = as_tensor(weight) if given and weight.ndim >= 2 else weight
     if isinstance(A, torch.Tensor):
         A = A.detach()
-    if isinstance(rank, int) and not isinstance(rank, bool) and getattr(A, "ndim", 0) >= 2:
+    number = isinstance(rank, int | np.integer) and not isinstance(rank, bool)
+    if number and getattr(A, "ndim", 0) >= 2:
         rank = min(rank, *(max(size, 1) for size in A.shape[-2:]))
     found = randomized_svd(A, rank, tolerance=tolerance, depth=depth, seed=seed, stream=stream)
     U, S, Vh, error, iterations = found

@@ -96,9 +96,9 @@ def plot_evolution(tracker: "SpectrumTracker", path: Path) -> Path:
     last = panels[len(names)]
     colours = colormaps["plasma"](np.linspace(0.0, 0.85, len(names)))
     for name, colour in zip(names, colours, strict=True):
-        last.plot(tracker.steps, tracker.stable_rank(name), color=colour, label=_short(name, 24))
-    if len(names) <= LEGEND:
-        last.legend(fontsize=7, frameon=False)
+        last.plot(tracker.steps, tracker.stable_rank(name), color=colour)
+    if len(names) <= LEGEND:  # as labels of the lines, names that begin with _ would be left out
+        last.legend(last.lines, [_short(name, 24) for name in names], fontsize=7, frameon=False)
     _finish(last, "stable rank of all", "stable rank")
     for panel in panels[len(names) + 1 :]:
         panel.set_axis_off()

@@ -25,6 +25,7 @@ from spectral_engine.weight_spectra import (
     known_values,
     load,
     norm_of,
+    norm_of_values,
     run,
 )
 from spectral_engine.weights import Weight, of_model, require_found
@@ -69,15 +70,15 @@ class SpectrumTracker:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
         at_least_one("every", every)
-        self.every, self.rank, self.count = every, rank, 0
         self._options = Options(rank, tolerance, full_size=FULL_SIZE, max_bytes=max_bytes)
+        self.every, self.rank, self.count = every, self._options.rank, 0
         self._model, self._split = model, split
         self._selector = Selector.of(targets, ignore)
         self._optimizer = optimizer
         self._hook: RemovableHandle | None = None
         weights, _ = of_model(model, self._selector, split)
         require_found(weights, self._selector)
-        self._sizes = {weight.name: min(rank, weight.count) for weight in weights}
+        self._sizes = {weight.name: min(self.rank, weight.count) for weight in weights}
         self._steps: list[int] = []
         self._records: dict[str, dict[str, list[Any]]] = {
             name: {quantity: [] for quantity in QUANTITIES} for name in self._sizes
@@ -164,7 +165,7 @@ class SpectrumTracker:
                 if resolution is None:
                     norm, rank = norm_of(own), np.nan
                 else:
-                    norm, rank = float(np.linalg.norm(values)), effective_rank(values)
+                    norm, rank = norm_of_values(values), effective_rank(values)
                 rows[index] = (values[: len(nothing)], norm, rank)
         return rows
 

@@ -52,7 +52,7 @@ class Options:
     max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
-        check_rank(self.rank)
+        object.__setattr__(self, "rank", check_rank(self.rank))  # a plain int, for JSON
         at_least_one("max_bytes", self.max_bytes)
         if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, int | float):
             raise TypeError(f"tolerance: expected a number; got {self.tolerance!r}")
@@ -115,7 +115,7 @@ def measure(batch: list[Weight], options: Options) -> list[LayerSpectrum]:
     spectra, resolution = known_values(matrices, options)
     if resolution is not None:
         read = [
-            statistics(values, shape, float(np.linalg.norm(values)), resolution * float(values[0]))
+            statistics(values, shape, norm_of_values(values), resolution * float(values[0]))
             for values in spectra
         ]
     else:
@@ -198,6 +198,12 @@ def density(matrices: torch.Tensor, options: Options) -> tuple[Values, Values]:
     nodes = _on_host(torch.cat([one.nodes for one in found])).reshape(b, -1)
     weights = _on_host(torch.cat([one.weights for one in found])).reshape(b, -1)
     return nodes, weights / blocks
+
+
+def norm_of_values(values: Values) -> float:
+    """||W||_F from all singular values, descending, whose squares may leave float64's range."""
+    first = float(values[0])
+    return first * float(np.linalg.norm(values / first)) if first > 0.0 else 0.0
 
 
 def norm_of(blocks: torch.Tensor) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+import spectral_engine as se
 from bench.paper.data import Data, load
 from bench.paper.networks import NETWORKS, Network
 from bench.paper.store import remembered
@@ -28,7 +29,7 @@ from spectral_engine.demo.data import DEFAULT_FOLDER
 from spectral_engine.parallel import one_thread
 
 #: Part of every name in the cache: results of another version of this code are not taken on.
-VERSION = 1
+VERSION = 2
 ROOT = Path(__file__).parents[2]
 #: What a new process is to find in its environment: one thread for each library, and memory that
 #: glibc keeps when it is freed. Activations come and go by megabytes, and a seventh of a step of
@@ -99,9 +100,23 @@ class Settings:
     @property
     def stem(self) -> str:
         """For the names of result files."""
+        return f"{self.network}{self.smaller}"
+
+    @property
+    def smaller(self) -> str:
+        """What is not as in a full run, for the names of result files."""
         width = "" if self.width == 1.0 else f"-width{self.width:g}"
         subset = f"-subset{self.subset}" if self.subset else ""
-        return f"{self.network}{width}{subset}{'-quick' if self.quick else ''}"
+        return f"{width}{subset}{'-quick' if self.quick else ''}"
+
+    def require_own_networks(self, task: str) -> None:
+        """ValueError where a network is asked of a task that brings its own."""
+        for name, usual in (("network", "lenet-300-100"), ("width", 1.0)):
+            if getattr(self, name) != usual:
+                raise ValueError(
+                    f"{name}: task {task!r} has networks of its own, so expected none; got "
+                    f"{getattr(self, name)}"
+                )
 
     def images(self) -> Data:
         """The data, loaded once a process."""
@@ -110,13 +125,13 @@ class Settings:
     def folder(self, *inputs: Any) -> Path:
         """Where what depends on these inputs, and on network and data, is kept."""
         named = [repr(x) for x in inputs]
-        return self.place(
-            self.network, [VERSION, self.images().fingerprint, self.width, self.device, named]
-        )
+        return self.place(self.network, [self.images().fingerprint, self.width, self.device, named])
 
     def place(self, name: str, depends: list[Any]) -> Path:
         """A folder of the cache, by a name and by all else that its contents depend on."""
-        digest = hashlib.blake2b(json.dumps(depends).encode(), digest_size=6).hexdigest()
+        versions = [se.__version__, str(torch.__version__)]
+        named = json.dumps([VERSION, *versions, *depends]).encode()
+        digest = hashlib.blake2b(named, digest_size=6).hexdigest()
         return self.cache / f"{name}-{digest}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,10 +55,7 @@ class Result:
     def write(self) -> list[Path]:
         """Write all of it to the settings' folder; the paths."""
         folder, stem = self.settings.out, self.task
-        if self.subject is None:
-            stem += f"-{self.settings.stem}"
-        elif self.settings.quick:
-            stem += "-quick"
+        stem += f"-{self.settings.stem}" if self.subject is None else self.settings.smaller
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{stem}.json", folder / f"{stem}.md"]
         record = {
@@ -69,7 +66,9 @@ class Result:
             **self.summary,
         }
         write_json(written[0], record)
-        heading = f"## {self.task}: {self.subject or self.settings.label}\n"
+        subset = f", {self.settings.subset:,} training images" if self.settings.subset else ""
+        subject = f"{self.subject}{subset}" if self.subject else self.settings.label
+        heading = f"## {self.task}: {subject}\n"
         text = "\n".join([heading, *(table.markdown() for table in self.tables)])
         with replacing_file(written[1], force=True) as file:
             file.write(text.encode())
@@ -82,7 +81,7 @@ class Result:
     def _subject(self) -> dict[str, Any]:
         """What was trained and how, or what came trained."""
         if self.subject is not None:
-            return {"subject": self.subject}
+            return {"subject": self.subject, "settings": self.settings.to_dict()}
         return {"settings": self.settings.to_dict(), "recipe": vars(self.settings.recipe)}
 
 

@@ -86,7 +86,7 @@ def accuracy(
 ) -> float:
     """The fraction that the model, in evaluation mode meanwhile, puts into its class."""
     training = model.training
-    model.eval()
+    model.to(device).eval()
     correct = 0
     with torch.inference_mode():
         for start in range(0, len(part), batch):

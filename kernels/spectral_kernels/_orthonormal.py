@@ -33,16 +33,16 @@ def cholesky_pass(xp: Namespace, W: Array) -> tuple[Array, Array]:
 
     The shift enters wherever W^T W is not near the identity, so that the factorization cannot
     fail (which libraries report in ways of their own): it is far above the rounding of the Gram
-    matrix of the columns at unit length.
+    matrix of the columns at unit length, which grows with their length n.
     """
-    b = W.shape[-1]
+    n, b = W.shape[-2:]
     identity = xp.eye(b, dtype=W.dtype, device=array_api_compat.device(W))
     gram = xp.matrix_transpose(W) @ W
     norms = xp.sqrt(xp.linalg.diagonal(gram))
     scale = xp.where(norms > 0, 1 / xp.where(norms > 0, norms, 1.0), 0.0)
     distance = xp.linalg.matrix_norm(gram - identity)
     gram = gram * scale[..., :, None] * scale[..., None, :]
-    shift = xp.astype(distance > NEAR_IDENTITY, W.dtype) * (10 * b * xp.finfo(W.dtype).eps)
+    shift = xp.astype(distance > NEAR_IDENTITY, W.dtype) * (10 * (n + b) * xp.finfo(W.dtype).eps)
     lower = xp.linalg.cholesky(gram + shift[..., None, None] * identity)
     return W @ (scale[..., :, None] * xp.matrix_transpose(xp.linalg.inv(lower))), distance
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from spectral_engine import comparison
 from spectral_engine.cli.options import AsJson, Ignore, Targets
@@ -25,13 +26,13 @@ def compare(
 ) -> None:
     """How far pruning moved each weight: its norms, singular values and leading subspaces."""
     errors = Console(stderr=True)
-    with errors.status(f"reading {dense}") as status:
+    with errors.status(escape(f"reading {dense}")) as status:
         found = comparison.compare(
             dense,
             pruned,
             rank,
             targets=targets or None,
             ignore=ignore or None,
-            progress=lambda row: status.update(f"compared {row.name}"),
+            progress=lambda row: status.update(escape(f"compared {row.name}")),
         )
     typer.echo(json.dumps(found.to_dict()) if as_json else str(found))

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,3 +10,18 @@ Targets = Annotated[
 ]
 Ignore = Annotated[list[str] | None, typer.Option(help="not these: globs or 're:...'; repeatable")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+
+#: What Matplotlib writes, by the endings of names.
+_IMAGES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
+
+
+def require_writable(path: Path, *, image: bool = False) -> None:
+    """Refuse a file that cannot be written at the end, before the work begins.
+
+    Raises:
+        FileNotFoundError: its folder is not there. ValueError: no name of an image, for one.
+    """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a folder to write to; {path.parent} is none")
+    if image and path.suffix.lower() not in _IMAGES:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(_IMAGES)}")

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spectral_engine.cli.options import AsJson
+from spectral_engine.checkpoints.atomic import replacing_file
+from spectral_engine.cli.options import AsJson, require_writable
 from spectral_engine.device import pick_device
 from spectral_engine.methods import PRESETS
 from spectral_engine.model_shapes import MODELS
@@ -51,7 +52,9 @@ def profile(
         int | None, typer.Option(help="with --model, at most this many of repeated blocks")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    repeats: Annotated[int, typer.Option(help="timed calls of each case")] = 5,
+    repeats: Annotated[
+        int | None, typer.Option(help="timed calls of each case, by default 5; not of --model")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="write the figures as JSON")
     ] = None,
@@ -72,13 +75,15 @@ def profile(
         if model not in MODELS:
             raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {model!r}")
         many = [given for given in (shape, dtype, method, rank, density) if given]
-        if shape or trace_file or any(len(given) > 1 for given in many):
+        if shape or trace_file or repeats is not None or any(len(given) > 1 for given in many):
             raise ValueError(
-                "model: expected no --shape or --trace and one --dtype, --method, --rank and "
-                "--density at most beside it"
+                "model: expected no --shape, --trace or --repeats and one --dtype, --method, "
+                "--rank and --density at most beside it"
             )
     elif blocks is not None:
         raise ValueError(f"blocks: only --model has blocks; got {blocks}")
+    for written in filter(None, (output, plot, trace_file)):
+        require_writable(written, image=written is plot)
     errors = Console(stderr=True)
     if chosen == "cpu" and "OMP_WAIT_POLICY" not in os.environ:
         errors.print(SPINNING, soft_wrap=True, highlight=False)
@@ -100,11 +105,12 @@ def profile(
             )
         else:
             cases = sweep(shape or ["2048x2048"], dtype or ["float32"], methods, rank, kept)
-            found = profile_cases(cases, chosen, repeats, show)
+            found = profile_cases(cases, chosen, 5 if repeats is None else repeats, show)
             if trace_file is not None:
                 trace(cases, chosen, trace_file)
     if output is not None:
-        output.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with replacing_file(output, force=True) as file:
+            file.write((json.dumps(found.to_dict(), indent=1) + "\n").encode())
     if plot is not None:
         from spectral_engine.roofline import plot_roofline  # noqa: PLC0415 (loads Matplotlib)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spectral_engine.demo.data import DEFAULT_FOLDER
+from spectral_engine.device import pick_device
 
 TASK_HELP = (
     "learning, oneshot, iterative; depth, width, optimizer, recurrent, transformer, headtohead, "
@@ -47,6 +48,7 @@ def reproduce(
     Results go to bench/results/paper. Works from a checkout of the project. A run that was stopped
     goes on where it was, with the same result.
     """
+    device = pick_device(device)
     tasks = _bench("bench.paper.reproduce")
     given: dict[str, Any] = {"out": out, "cache": cache}
     settings = _bench("bench.paper.jobs").Settings(

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spectral_engine.cli.options import AsJson, Ignore, Targets
+from spectral_engine.cli.options import AsJson, Ignore, Targets, require_writable
 from spectral_engine.spectra import spectra
+from spectral_engine.tables import plain_text
 
 #: Narrower, the table would lose its columns; a terminal can be widened.
 TABLE_WIDTH = 132
@@ -31,6 +32,8 @@ def spectrum(
     as_json: AsJson = False,
 ) -> None:
     """Singular values, norms, ranks and tails of every weight in a file or folder."""
+    if plot is not None:
+        require_writable(plot, image=True)
     table = spectra(
         source,
         rank,
@@ -49,6 +52,6 @@ def spectrum(
     console.width = max(console.width, TABLE_WIDTH)
     console.print(table.table())
     for skipped in table.skipped:
-        typer.echo(f"no spectrum: {skipped.name}, {skipped.reason}")
+        console.print(plain_text(f"no spectrum: {skipped.name}, {skipped.reason}"))
     if plot is not None:
         typer.echo(f"wrote {plot}")

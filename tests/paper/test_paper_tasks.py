@@ -15,6 +15,7 @@ from torch import nn
 import spectral_engine as se
 from bench.paper import correlations, data, dense, jobs, networks, store, sweep, training
 from bench.paper.jobs import Settings
+from bench.paper.output import Result, Table
 from bench.paper.reproduce import reproduce
 from bench.paper.tasks import TASKS, headtohead, iterative, learning, oneshot
 from bench.quality import efficientnet
@@ -135,6 +136,68 @@ def test_a_stopped_run_goes_on_with_the_same_result(
         monkeypatch, replace(settings, cache=tmp_path / "stopped"), runs[task], 2
     )
     assert again == whole
+
+
+def test_a_ticket_stopped_after_its_pruning(
+    make: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches the accuracy right after pruning lost by the process that pruned."""
+    settings = replace(make(seeds=1, subset=200, network="lenet-300-100"), quick=False, epochs=2)
+    monkeypatch.setattr(headtohead, "RETRAIN", 3)
+    whole = headtohead.one(replace(settings, cache=tmp_path / "whole"), 0, "ticket", 0.8)
+    again = stopped_then_resumed(
+        monkeypatch, replace(settings, cache=tmp_path / "stopped"),
+        lambda settings: headtohead.one(settings, 0, "ticket", 0.8), 4,
+    )  # fmt: skip
+    assert again == whole
+    assert whole["pruned"] > 0.0
+
+
+def test_a_retraining_is_of_one_dense_network(
+    make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a finished retraining taken for that of a network that was trained for longer."""
+    monkeypatch.setattr(headtohead, "RETRAIN", 1)
+    settings = replace(make(seeds=1, subset=200, network="lenet-300-100"), quick=False)
+    folders = []
+    monkeypatch.setattr(headtohead, "tested", lambda settings, model: 0.5)
+    found = Settings.folder
+
+    def noted(self: Settings, *inputs: Any) -> Path:
+        folder = found(self, *inputs)
+        if inputs[0] == "headtohead":
+            folders.append(folder)
+        return folder
+
+    monkeypatch.setattr(Settings, "folder", noted)
+    for epochs in (1, 2):
+        headtohead.one(replace(settings, epochs=epochs), 0, "magnitude", 0.8)
+    assert len(set(folders)) == 2
+
+
+def test_a_cache_of_other_versions_is_left_alone(
+    make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches results of another version of torch or of this code passed off as this one's."""
+    settings = make()
+    folders = [settings.folder("x")]
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    folders.append(settings.folder("x"))
+    monkeypatch.setattr(se, "__version__", "0.0")
+    folders.append(settings.folder("x"))
+    assert len(set(folders)) == 3
+
+
+def test_a_part_of_a_sweep_is_not_called_the_whole(
+    make: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """Catches results on some images written over those on all, under the same heading."""
+    settings = replace(make(), quick=False, subset=500, width=1.0, out=tmp_path)
+    result = Result("depth", settings, {}, [Table("t", ("a",))], {}, subject="perceptrons")
+    written = result.write()
+    assert [path.name for path in written] == ["depth-subset500.json", "depth-subset500.md"]
+    assert "perceptrons, 500 training images" in written[1].read_text()
+    assert json.loads(written[0].read_text())["settings"]["subset"] == 500
 
 
 def test_workers_do_not_change_the_result(make: Callable[..., Settings], tmp_path: Path) -> None:
@@ -271,6 +334,8 @@ def test_every_method_reaches_the_sparsity(name: str, make: Callable[..., Settin
         (["learning", "--width", "2"], "width: lenet-300-100 comes at width 1 only"),
         (["learning", "--seeds", "0"], "seeds: expected 1 or more; got 0"),
         (["learning", "--subset", "9999"], "subset: expected 1 to 550"),
+        (["depth", "--network", "vgg19"], "network: task 'depth' has networks of its own"),
+        (["learning", "--device", "gpu"], "device: expected auto, cpu or cuda; got 'gpu'"),
     ],
 )
 def test_mistakes_are_one_line(

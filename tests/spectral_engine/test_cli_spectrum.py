@@ -131,6 +131,9 @@ def test_compare_refuses_what_does_not_match(dense: Path, monkeypatch, capsys) -
         (["dense.safetensors", "--tolerance", "-1"], "tolerance: expected a number above 0"),
         (["dense.safetensors", "--targets", "x.*"], "targets 'x.*'"),
         (["dense.txt"], "dense.txt"),
+        (["dense.safetensors", "--plot", "none/x.png"], "none/x.png: expected a folder"),
+        (["dense.safetensors", "--plot", "x.xyz"], "x.xyz: expected a name that ends in .png"),
+        (["[/1].safetensors"], "[/1].safetensors"),
     ],
 )
 def test_mistakes_are_one_line(

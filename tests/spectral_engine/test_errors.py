@@ -144,3 +144,27 @@ def test_a_batch_of_zeros():
     zero = torch.zeros(2, 3, 4)
     assert batch_errors(zero, zero).spectral == 0.0
     assert batch_errors(zero, zero + 1).frobenius == math.inf
+
+
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_values_that_are_zero_but_for_rounding(method):
+    """Catches rounding errors of zero values divided by one another: 14 dead rows of 64."""
+    A, S = pair(64, 100, 3)
+    A[:14] = S[:14] = 0.0
+    found = se.errors(A, S, method=method)
+    exact = [np.linalg.svd(x, compute_uv=False)[:50] for x in (A, S)]
+    np.testing.assert_allclose(
+        found.mean_singular_value, np.sum(np.abs(exact[1] / exact[0] - 1)) / 64, rtol=1e-3
+    )
+    assert (found.singular_values[50:] == 0).all()
+
+
+def test_blocks_that_were_zero_and_are_no_longer():
+    """Catches infinity times nothing, and a first block that speaks for all."""
+    zero, some = torch.zeros(3, 4), torch.rand(3, 4, dtype=torch.float64)
+    A, S = torch.stack([zero, some]), torch.stack([zero + 0.01, some])
+    found = batch_errors(A, S)
+    whole = se.errors(torch.block_diag(*A), torch.block_diag(*S), method="exact")
+    assert found.spectral == pytest.approx(whole.spectral)
+    grown = batch_errors(torch.zeros(2, 3, 4), torch.stack([zero, zero + 1]))
+    assert (grown.spectral, grown.frobenius) == (math.inf, math.inf)

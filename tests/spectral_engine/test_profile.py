@@ -153,6 +153,11 @@ def test_command_of_a_model(monkeypatch, capsys) -> None:
         (["--model", "gpt"], "model: expected one of llama-7b"),
         (["--model", "minilm", "--shape", "4x4"], "model: expected no --shape"),
         (["--model", "minilm", "--blocks", "0"], "blocks: expected at least 1; got 0"),
+        (
+            ["--model", "minilm", "--repeats", "3"],
+            "model: expected no --shape, --trace or --repeats",
+        ),
+        (["-o", "none/x.json"], "none/x.json: expected a folder to write to"),
         (["--blocks", "2"], "blocks: only --model has blocks; got 2"),
     ],
 )

@@ -276,7 +276,7 @@ def test_trainer_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = se.SpectrumTracker(network(), every=2)
     callback = trainer_callback(tracker)
     assert isinstance(callback, fake.TrainerCallback)
-    callback.on_train_begin(None, None, None, model=None)
+    callback.on_train_begin(None, types.SimpleNamespace(global_step=0), None, model=None)
     for _ in range(3):
         callback.on_step_end(None, None, None)
     callback.on_train_end(None, None, None)
@@ -292,3 +292,56 @@ def test_missing_frameworks_say_what_to_install(monkeypatch: pytest.MonkeyPatch)
         lightning_callback(tracker)
     with pytest.raises(ModuleNotFoundError, match="needs transformers: pip install transformers"):
         trainer_callback(tracker)
+
+
+def test_trainings_that_go_on_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches steps of a resumed training counted from 0, one weight recorded as several steps, a
+    second training of which nothing is recorded, and two trackers that take each other's state."""
+    fake = types.SimpleNamespace(Callback=type("Callback", (), {}))
+    monkeypatch.setitem(sys.modules, "lightning", types.SimpleNamespace(pytorch=fake))
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", fake)
+    monkeypatch.setitem(
+        sys.modules, "transformers",
+        types.SimpleNamespace(TrainerCallback=type("TrainerCallback", (), {})),
+    )  # fmt: skip
+
+    def lightning(tracker: se.SpectrumTracker, first: int, last: int) -> None:
+        callback = lightning_callback(tracker)
+        trainer = types.SimpleNamespace(global_step=first)
+        callback.on_train_start(trainer, None)
+        for step in range(first + 1, last + 1):
+            trainer.global_step = step
+            callback.on_train_batch_end(trainer, None, None, None, step)
+        callback.on_train_end(trainer, None)
+
+    def transformers(tracker: se.SpectrumTracker, first: int, last: int) -> None:
+        callback = trainer_callback(tracker)
+        state = types.SimpleNamespace(global_step=first)
+        callback.on_train_begin(None, state, None)
+        for _ in range(first, last):
+            callback.on_step_end(None, state, None)
+        callback.on_train_end(None, state, None)
+
+    for fit in (lightning, transformers):
+        resumed, twice = (se.SpectrumTracker(network(), every=2) for _ in range(2))
+        fit(resumed, 4, 8)
+        assert resumed.steps.tolist() == [4, 6, 8]
+        fit(twice, 0, 4)
+        fit(twice, 0, 4)
+        assert twice.steps.tolist() == [0, 2, 4, 6, 8]
+    keys = {
+        lightning_callback(se.SpectrumTracker(network(), targets=target)).state_key
+        for target in ("0", "1")
+    }
+    assert len(keys) == 2
+
+
+def test_ranks_and_names_of_other_kinds(tmp_path: Path) -> None:
+    """Catches an integer of NumPy that JSON refuses once training is over, and a legend without
+    the layers of a compiled model, whose names begin with _."""
+    net = torch.compile(network(), backend="eager")
+    tracker = se.SpectrumTracker(net, rank=np.int64(3))
+    tracker.record()
+    tracker.save(tmp_path / "t.npz")
+    tracker.plot(tmp_path / "t.png")
+    assert se.spectrum(np.eye(4), rank=np.int64(64)).S.shape == (4,)

@@ -9,6 +9,8 @@ import pytest
 from spectra_cases import LIBRARIES, matrix_of, rounding, to_library, to_numpy
 from spectral_kernels import _orthonormal
 from spectral_kernels._orthonormal import orthonormalise
+from spectral_kernels.norms import spectral_error, spectral_norm
+from spectral_kernels.svd import randomized_svd
 
 ROWS, BLOCK = 150, 12
 GENERATOR = np.random.default_rng(11)
@@ -77,3 +79,22 @@ def test_which_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         orthonormalise(xp, BLOCKS[name]().astype(np.float32), None, lambda: SPARE)
         ways[name] = (taken.count("cholesky_pass"), taken.count("householder"))
     assert ways == {"random": (2, 0), "condition 1e3": (3, 0), "zero columns": (4, 1)}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exactly_low_rank_matrices(library: str, dtype: str) -> None:
+    """Catches a shift that does not grow with the length of the columns, and a factorization that
+    fails on matrices of equal entries, signs or rows."""
+    random = np.random.default_rng(12)
+    signs = random.choice([-1.0, 1.0], (3, 600))
+    one_hot = np.zeros((600, 500))
+    one_hot[np.arange(600), random.integers(0, 3, 600)] = 0.05
+    matrices = (np.ones((600, 400)), np.outer(signs[0], signs[1, :400]), one_hot, signs.T @ signs)
+    for A in (matrix.astype(dtype) for matrix in matrices):
+        exact = np.linalg.norm(A.astype(np.float64), 2)
+        X = to_library(A, library)
+        for found in (spectral_norm(X).value, randomized_svd(X, 5, depth=3).S[0]):
+            np.testing.assert_allclose(float(to_numpy(found)), exact, rtol=1e-5)
+        S = to_library(A * (random.random(A.shape) > 0.5).astype(dtype), library)
+        assert np.isfinite(float(to_numpy(spectral_error(X, S).value)))

@@ -18,6 +18,7 @@ RECIPE = Recipe(epochs=6, rate=1e-3, decay=0.05)
 
 def run(settings: Settings) -> Result:
     """Every depth in every kind."""
+    settings.require_own_networks("depth")
     variants = [
         sweep.Variant(f"{kind}, depth {depth}", RECIPE, partial(mlp, depth, WIDTH, norm, residual))
         for kind, norm, residual in KINDS

@@ -130,17 +130,31 @@ def ticket(settings: Settings, model: nn.Module, seed: int, sparsity: float) -> 
     early = min(EARLY, recipe.epochs)
     pruner = se.Pruner(model, se.OneShot(sparsity, start=recipe.epochs), rewind=early, leading=0)
     model.to(settings.device)
-    reached = [0.0]
+    reached = Reached()
 
     def before_epoch(epoch: int) -> None:
         if pruner.step() is not None:
-            reached[0] = tested(settings, model)
+            reached.accuracy = tested(settings, model)
 
     end = train(
         settings, model, seed, f"ticket {sparsity:.0%}", [recipe, later(settings)],
-        before_epoch=before_epoch, followers={"pruner": pruner},
+        before_epoch=before_epoch, followers={"pruner": pruner, "reached": reached},
     )  # fmt: skip
-    return {"pruned": reached[0], "retrained": end}
+    return {"pruned": reached.accuracy, "retrained": end}
+
+
+class Reached:
+    """The accuracy right after the pruning, saved with the training."""
+
+    accuracy = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accuracy so far."""
+        return {"accuracy": self.accuracy}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.accuracy = state["accuracy"]
 
 
 def later(settings: Settings) -> Any:
@@ -152,7 +166,9 @@ def train(
     settings: Settings, model: nn.Module, seed: int, what: str, segments: list[Any], **more: Any
 ) -> float:
     """Train, saved as it goes; test accuracy."""
-    folder = settings.folder("headtohead", seed, what, segments)
+    # What was trained before counts too: the segments may be those of the retraining alone.
+    begun = (settings.recipe, TRAINED.get(what.rpartition(" ")[0]))
+    folder = settings.folder("headtohead", *begun, seed, what, segments)
     Training(
         model=model,
         data=settings.images(),

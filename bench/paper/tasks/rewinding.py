@@ -28,7 +28,9 @@ NEW, TRAINED = "new random weights", "trained weights"
 
 def run(settings: Settings) -> Result:
     """Every start at every sparsity and seed."""
-    epochs, sparsities = (EPOCHS[:2], SPARSITIES[:1]) if settings.quick else (EPOCHS, SPARSITIES)
+    sparsities = SPARSITIES[:1] if settings.quick else SPARSITIES
+    some = EPOCHS[:2] if settings.quick else EPOCHS
+    epochs = [epoch for epoch in some if epoch <= settings.recipe.epochs]
     run_all(settings, [partial(headtohead.prepared, settings, seed) for seed in settings.runs])
     cases = [
         (seed, start, sparsity)

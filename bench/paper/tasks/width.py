@@ -17,6 +17,7 @@ RECIPE = Recipe(epochs=6, rate=1e-3, decay=0.05)
 
 def run(settings: Settings) -> Result:
     """Every width with and without normalisation."""
+    settings.require_own_networks("width")
     variants = [
         sweep.Variant(
             f"{'normalised' if norm else 'plain'}, width {width}", RECIPE,
