@@ -120,7 +120,7 @@ def rows(
             continue
         try:
             yield measure(count, side, rank, device, rounds)
-        except RuntimeError as error:  # memory, a solver
+        except Exception as error:  # memory, a solver, a library that is not there
             yield row | {"said": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
 
 

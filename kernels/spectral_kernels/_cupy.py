@@ -51,12 +51,13 @@ def torch_memory(device: torch.device) -> Iterator[Any]:
         torch.cuda.caching_allocator_delete(pointer)  # type: ignore[no-untyped-call]
 
     allocator = cupy.cuda.PythonFunctionAllocator(allocate, release)
-    if hasattr(cupy.cuda.Stream, "from_external"):
-        same = cupy.cuda.Stream.from_external(_Stream(stream.cuda_stream))
-    else:
-        same = cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
-    with torch.cuda.device(device), same, cupy.cuda.using_allocator(allocator.malloc):
-        yield cupy
+    with torch.cuda.device(device):  # which CuPy takes the stream to be of
+        if hasattr(cupy.cuda.Stream, "from_external"):
+            same = cupy.cuda.Stream.from_external(_Stream(stream.cuda_stream))
+        else:
+            same = cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
+        with same, cupy.cuda.using_allocator(allocator.malloc):
+            yield cupy
 
 
 @contextmanager

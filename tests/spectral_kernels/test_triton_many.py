@@ -43,6 +43,7 @@ def one_by_one(matrices: list[torch.Tensor], **arguments: Any) -> list[Any]:
         (torch.float32, {}),
         (torch.float32, {"law": "l1", "rescale": True, "seed": 2**63 + 5}),
         (torch.bfloat16, {"law": "l2"}),
+        (torch.float64, {}),
     ],
 )
 def test_same_bits_as_one_by_one(

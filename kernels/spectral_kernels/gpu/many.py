@@ -83,7 +83,7 @@ class Group:
         plans = [backend._plan(layer.A, Scoring()) for layer in layers]
         self.rows, self.columns = plans[0].rows, plans[0].columns
         self.tiles = max(plan.column_tiles for plan in plans)
-        self.whole_rows = plans[0].columns < backend.entries
+        self.whole_rows = self.tiles == 1
         # As many strips as the largest layer wants alone, unless most programs were to end at once;
         # but never so few that a program's counts overflow.
         largest = max(plan.grid[1] for plan in plans)
@@ -118,8 +118,9 @@ class Group:
             ))  # fmt: skip
             segment += segments
         self.segments = segment
-        pinned = torch.tensor(columns, dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        return pinned.T.contiguous().to(self.device, non_blocking=True)
+        fields = list(zip(*columns, strict=True))
+        pinned = torch.tensor(fields, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        return pinned.to(self.device, non_blocking=True)
 
     def field(self, name: str) -> torch.Tensor:
         """A row of the table, int64 (layers,)."""

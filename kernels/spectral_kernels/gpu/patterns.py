@@ -67,7 +67,9 @@ class PatternOperations:
         for i in range(pattern.rows):
             for j in range(pattern.columns):
                 total += wide[:, i, :, j].double().square()
-        mean = (total / (pattern.rows * pattern.columns)).sqrt()
+        # By a tensor: a plain number would be multiplied by its reciprocal, which rounds twice.
+        size = torch.full_like(total[:1, :1], pattern.rows * pattern.columns)
+        mean = (total / size).sqrt()
         return mean.to(torch.float32).clamp(min=LEAST_SCORE)
 
     def keep_blocks(self, A: Matrix, pattern: Blocks, kept: Any, out: Matrix) -> int:
