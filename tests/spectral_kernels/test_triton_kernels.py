@@ -2,6 +2,7 @@
 
 import math
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -404,7 +405,7 @@ def test_cupy_arrays_go_by_dlpack(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CuPy array that is copied, so that the result is written elsewhere."""
 
     class Array(np.ndarray):
-        pass
+        device = nullcontext()  # as CuPy's, which makes the device the current one
 
     Array.__module__ = "cupy"
     stand_in = SimpleNamespace(empty=lambda shape, dtype: np.empty(shape, dtype).view(Array))

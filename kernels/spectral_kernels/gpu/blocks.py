@@ -92,7 +92,7 @@ def score(a, b, b_weight, a_weight, BASE: tl.constexpr):
         s = tl.where(a != 0, tl.abs(b), 0.0)
     elif BASE == _ALIGNED:
         product = a * b
-        s = tl.where((a == 0) | (product <= 0), 0.0, product)
+        s = tl.where(product <= 0, 0.0, product)
     elif BASE == _MIXTURE:
         scaled_b = b * b_weight
         scaled_a = a * a_weight
