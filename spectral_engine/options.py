@@ -1,5 +1,6 @@
 """The options of pruning: checked before anything is changed, and as a report says them."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,9 @@ from spectral_engine.methods import Method, automatic_allocation, resolve
 from spectral_engine.report import PruneReport
 from spectral_engine.single import DEFAULT_SPARSITY, given, sparsify
 
-#: Those that say which method it is.
+#: Those that say which method it is, and all that `sparsify` takes too.
 _OF_METHOD = ("law", "law_parameter", "rescale", "mixture", "refit")
+_OF_SPARSIFY = (*_OF_METHOD, "bias_correction", "seed", "group", "pattern")
 
 
 def check_options(
@@ -22,15 +24,6 @@ def check_options(
     sparsity: float | None,
     *,
     rank: int | None = None,
-    law: str | None = None,
-    law_parameter: float | None = None,
-    rescale: bool | None = None,
-    mixture: float | None = None,
-    refit: str | None = None,
-    bias_correction: bool = False,
-    seed: int = 0,
-    group: str = "tensor",
-    pattern: str | None = None,
     calibration: Any = None,
     forward: Any = None,
     sequential: bool | None = None,
@@ -39,7 +32,7 @@ def check_options(
     floor: float | None = None,
     max_error: float | None = None,
     masks: bool = True,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Goal, PruneReport]:
     """What `prune` aims at with these of its options, and a report with no layers yet.
 
@@ -49,14 +42,12 @@ def check_options(
     if not isinstance(masks, bool):
         raise TypeError(f"masks: expected True or False; got {masks!r}")
     calibrated = calibration is not None
+    usual = inspect.signature(sparsify).parameters
+    options = {name: others.get(name, usual[name].default) for name in _OF_SPARSIFY}
+    pattern = options["pattern"]
     one_share = pattern is not None or max_error is not None
     kind = automatic_allocation(method, calibrated, allocation, one_share)
     goal = Goal.of(given(sparsity), DEFAULT_SPARSITY, pattern, kind, floor, max_error)
-    options: dict[str, Any] = {
-        "law": law, "law_parameter": law_parameter, "rescale": rescale, "mixture": mixture,
-        "refit": refit, "bias_correction": bias_correction, "seed": seed, "group": group,
-        "pattern": pattern,
-    }  # fmt: skip
     rank = None if rank is None else check_rank(rank)
     chosen = method_of(method, options)
     _try(method, goal.sparsity, options, calibrated)
@@ -73,12 +64,12 @@ def check_options(
         "rescale": chosen.rescale,
         "mixture": chosen.mixture,
         "refit": chosen.refit,
-        "group": group,
+        "group": options["group"],
         "pattern": pattern,
         **goal.options,
-        **({"bias_correction": bias_correction} if calibrated else {}),
+        **({"bias_correction": options["bias_correction"]} if calibrated else {}),
     }
-    report = PruneReport(chosen.name, chosen.law, goal.sparsity or 0.0, int(seed), used)
+    report = PruneReport(chosen.name, chosen.law, goal.sparsity or 0.0, int(options["seed"]), used)
     return goal, report
 
 
