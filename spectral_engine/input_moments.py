@@ -93,8 +93,6 @@ def calibrate(
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     layers = layers_to_prune(model, Selector.of(targets, ignore), split)[0]
     found = Calibration(model, layers, batches, forward, sequential=False, max_bytes=max_bytes)
     moments, unseen = {}, {}

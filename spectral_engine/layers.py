@@ -148,8 +148,10 @@ def layers_to_prune(
     """`find_layers`, of which there must be one.
 
     Raises:
-        TypeError, ValueError: as `find_layers` does, and where none is left.
+        TypeError, ValueError: as `find_layers` does, for what is no model, and where none is left.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     layers, skipped = find_layers(model, selector, split)
     if not layers:
         raise ValueError(

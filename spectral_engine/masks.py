@@ -61,7 +61,6 @@ def mask_zeros(
         TypeError, ValueError: name the argument, what was expected and what came; a weight that is
             all zeros is refused, since it would never be trained. No mask is made then.
     """
-    _require_module(model)
     layers, _ = layers_to_prune(model, Selector.of(targets, ignore), split)
     require_ready(layers)
     mask_layers(layers)

@@ -125,8 +125,6 @@ def prune(
         sequential=sequential, asymmetric=asymmetric, allocation=allocation, floor=floor,
         max_error=max_error, masks=masks, **options,
     )  # fmt: skip
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     selector = Selector.of(targets, ignore)
     masked = {id(mask.parameter) for mask in current_masks(model).values()}
     layers, report.skipped = layers_to_prune(model, selector, split)
