@@ -20,12 +20,14 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from spectral_kernels.svd import singular_values
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import spectral_engine as se
 from spectral_engine.checkpoints import open_checkpoint
 from spectral_engine.demo.lenet import LeNet300100
+from spectral_engine.parallel import for_each
 from spectral_engine.spectral_statistics import power_law
 
 EVERY = 100
@@ -96,9 +98,13 @@ def compare_spectra(model: nn.Module, rank: int, tolerance: float, rounds: int) 
             torch.linalg.svdvals(weight)
         torch.set_num_threads(threads)
 
+    def gram_values(weight: torch.Tensor) -> None:
+        singular_values(weight, "gram")
+
     contenders: dict[str, Callable[[], object]] = {
         "se.spectra": lambda: se.spectra(model, rank, tolerance=tolerance, progress=False),
         "se.spectra, full=True": lambda: se.spectra(model, rank, full=True, progress=False),
+        "its values alone": lambda: for_each(gram_values, weights, torch.numel, 1 << 30),
         "svdvals": lambda: [torch.linalg.svdvals(weight) for weight in weights],
         "svdvals, one thread": one_thread,
     }

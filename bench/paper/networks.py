@@ -40,7 +40,8 @@ class Network:
     """build(width): a new network, its layers `width` times as wide as the original's.
 
     prepare: uint8 images (N, 28, 28) to what it takes. seeds: how many runs the tasks make of it.
-    thinned: tasks try one method of each kind on it, judged by fewer of the test images.
+    thinned: tasks try one method of each kind on it.
+    judges: the first of the test images, by which one-shot pruning is judged; None for all.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Network:
     recipe: Recipe
     seeds: int = 5
     thinned: bool = False
+    judges: int | None = None
 
 
 class Recurrent(nn.Module):
@@ -183,17 +185,20 @@ NETWORKS = {
         Network("lenet-300-100", "784-300-100-10", _lenet300100, normalise,
                 Recipe(epochs=12, rate=2e-3, decay=0.1)),
         Network("lenet-5", "20-50-500-10", lenet5, channel,
-                Recipe(epochs=6, rate=2e-3, decay=0.05)),
+                Recipe(epochs=6, rate=2e-3, decay=0.05), judges=5000),
         Network("vgg19", _VGG, lambda width: vgg19(width, norm=False), padded,
-                Recipe(epochs=20, rate=5e-4, decay=0.05, warmup=0.1), seeds=3, thinned=True),
+                Recipe(epochs=20, rate=5e-4, decay=0.05, warmup=0.1), seeds=3, thinned=True,
+                judges=2500),
         Network("vgg19-bn", _VGG, lambda width: vgg19(width, norm=True), padded,
-                Recipe(epochs=20, rate=2e-3, decay=0.05, warmup=0.1), seeds=3, thinned=True),
+                Recipe(epochs=20, rate=2e-3, decay=0.05, warmup=0.1), seeds=3, thinned=True,
+                judges=2500),
         Network("lstm", _ROWS, lambda width: Recurrent(nn.LSTM, wide(128, width)), normalise,
                 Recipe(epochs=6, rate=2e-3, decay=0.01)),
         Network("gru", _ROWS, lambda width: Recurrent(nn.GRU, wide(128, width)), normalise,
                 Recipe(epochs=6, rate=2e-3, decay=0.01)),
         Network("mlp", "two hidden layers", lambda width: mlp(2, wide(64, width)), normalise,
-                Recipe(epochs=3, rate=2e-3, decay=0.01), thinned=True),
+                Recipe(epochs=3, rate=2e-3, decay=0.01), thinned=True,
+                judges=2500),
         Network("transformer", _ROWS, lambda width: Transformer(4 * wide(16, width)), normalise,
                 Recipe(epochs=6, rate=1e-3, decay=0.01, warmup=0.1)),
     )

@@ -123,7 +123,8 @@ def test_a_thinned_network_is_judged_by_the_first_images(
     make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches rows judged by all images beside a heading that says few, or by other ones."""
-    monkeypatch.setattr(oneshot, "FEW_IMAGES", 50)
+    few = replace(networks.NETWORKS["mlp"], judges=50)
+    monkeypatch.setitem(networks.NETWORKS, "mlp", few)
     settings = make(network="mlp", seeds=1)
     model, test = dense.trained(settings, 0).model, settings.images().test
     first = Part(test.images[:50], test.labels[:50])

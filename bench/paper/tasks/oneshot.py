@@ -74,14 +74,13 @@ SETTINGS = [
     *(Setting(**vars(one) | {"refit": refit}) for one in REFITTED for refit in DATA_FREE),
 ]
 DRAWN = [Setting("random"), Setting("randomized", "l1"), Setting("randomized", "l2"), PRINCIPAL[0]]
-#: One of each kind, for thinned networks; and how many test images judge them.
+#: One of each kind, for thinned networks.
 FEW = [
     *PLAIN[:4], Setting("randomized", "trimmed-l2"), Setting("randomized", "l1", False),
     Setting("principal"), *PRINCIPAL[:2], Setting("aligned"),
     Setting("magnitude", refit="spectral"), Setting("principal", refit="spectral"),
 ]  # fmt: skip
 FEW_DRAWN = [DRAWN[1], DRAWN[3]]
-FEW_IMAGES = 2500
 
 
 def run(settings: Settings) -> Result:
@@ -120,8 +119,9 @@ def sparsities(settings: Settings) -> tuple[float, ...]:
 
 
 def images(settings: Settings) -> tuple[int, ...]:
-    """How many of the test images judge a row; none is named where all do."""
-    return (FEW_IMAGES,) if settings.chosen.thinned else ()
+    """How many of the test images, the first, judge a row; none is named where all do."""
+    judges = settings.chosen.judges
+    return () if judges is None else (judges,)
 
 
 def of_images(settings: Settings) -> str:
