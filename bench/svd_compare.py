@@ -43,11 +43,11 @@ def leading_values(A: Any, rank: int, tolerance: float) -> Any:
 
 
 def products_alone(A: np.ndarray, columns: int) -> np.ndarray:
-    """Products with A and A^T in turns, and nothing else; no values, so NaN for one."""
+    """Products with A and A^T in turns, and nothing else; for values, which it has none of, NaN."""
     V = np.ones((A.shape[1], columns), dtype=A.dtype)
     for half_step in range(PRODUCTS):
         V = (A.T if half_step % 2 else A) @ V
-    return np.array([np.nan])
+    return np.full(columns, np.nan)
 
 
 def contestants(A: np.ndarray, rank: int) -> dict[str, Callable[[], Any]]:
@@ -87,7 +87,7 @@ def measure(
             S = call()
             best[name] = min(best[name], clock() - start)
             S = np.asarray(S, dtype=np.float64)[: len(exact)]
-            error[name] = float(np.max(np.abs(S / exact[: len(S)] - 1)))
+            error[name] = float(np.max(np.abs(S / exact - 1)))
     return {name: (best[name], error[name]) for name in calls}
 
 

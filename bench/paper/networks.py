@@ -33,6 +33,8 @@ VGG19: tuple[int | str, ...] = (
     "M",
 )
 CLASSES, ROWS = 10, 28
+#: Test images by which thinned networks are judged.
+FEW_IMAGES = 2500
 
 
 @dataclass(frozen=True)
@@ -188,17 +190,17 @@ NETWORKS = {
                 Recipe(epochs=6, rate=2e-3, decay=0.05), judges=5000),
         Network("vgg19", _VGG, lambda width: vgg19(width, norm=False), padded,
                 Recipe(epochs=20, rate=5e-4, decay=0.05, warmup=0.1), seeds=3, thinned=True,
-                judges=2500),
+                judges=FEW_IMAGES),
         Network("vgg19-bn", _VGG, lambda width: vgg19(width, norm=True), padded,
                 Recipe(epochs=20, rate=2e-3, decay=0.05, warmup=0.1), seeds=3, thinned=True,
-                judges=2500),
+                judges=FEW_IMAGES),
         Network("lstm", _ROWS, lambda width: Recurrent(nn.LSTM, wide(128, width)), normalise,
                 Recipe(epochs=6, rate=2e-3, decay=0.01)),
         Network("gru", _ROWS, lambda width: Recurrent(nn.GRU, wide(128, width)), normalise,
                 Recipe(epochs=6, rate=2e-3, decay=0.01)),
         Network("mlp", "two hidden layers", lambda width: mlp(2, wide(64, width)), normalise,
                 Recipe(epochs=3, rate=2e-3, decay=0.01), thinned=True,
-                judges=2500),
+                judges=FEW_IMAGES),
         Network("transformer", _ROWS, lambda width: Transformer(4 * wide(16, width)), normalise,
                 Recipe(epochs=6, rate=1e-3, decay=0.01, warmup=0.1)),
     )
