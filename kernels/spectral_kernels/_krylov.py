@@ -14,7 +14,7 @@ randomized block Krylov iteration.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import array_api_compat
@@ -35,10 +35,14 @@ CHANGES = 3
 #: to 1e-6, blocks of the default size) no error was then above the tolerance, and none was above
 #: 2.8 times its estimate; twenty in a hundred were above the tolerance with a plain extrapolation.
 SAFETY = 2.0
-#: With fewer than SMALL blocks of columns, or once the space holds ROOM of them, the whole matrix
-#: is factored instead.
+#: With fewer than SMALL (wider) blocks of columns, or once the space holds ROOM of
+#: them, the whole matrix is factored instead.
 SMALL = 6
 ROOM = 0.75
+#: A block of b columns sees at most b copies of a value; b values closer together than this share
+#: of the largest may hide more. A space was seen to miss copies, or to find them only after the
+#: others had come to rest, where b values were within 5e-4.
+CROWDED = 5e-3
 
 
 def rounding(values: Array, operator: Operator) -> Array:
@@ -156,34 +160,52 @@ class Convergence:
         floor = rounding(self.values, self.operator)
         return bool(self.operator.xp.all(self.error <= tolerance * self.values + 2 * floor))
 
+    def crowded(self, block: int) -> bool:
+        """Whether `block` values in a row, of any matrix, lie so close that more may be hidden.
 
-def converge(
-    operator: Operator,
-    rank: int,
-    *,
-    tolerance: float | None,
-    depth: int | None,
-    block: int,
-    seed: int,
-    stream: int,
-) -> tuple[Space, Convergence] | None:
-    """The space in which the `rank` leading values are known to `tolerance`, or of `depth`.
+        Copies of the last wanted values do not matter, nor of those that drown in rounding.
+        """
+        first, last = self.values[..., :-block], self.values[..., block - 1 : -1]
+        known = first > 2 * rounding(self.values, self.operator)[..., :-block]
+        return bool(self.operator.xp.any(known & (first - last <= CROWDED * first)))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a Krylov space: see `svd.randomized_svd`.
+
+    block: columns of a block; wider: of those to begin again with where values crowd together
+    """
+
+    rank: int
+    tolerance: float | None
+    depth: int | None
+    block: int
+    wider: int
+    seed: int
+    stream: int
+
+
+def converge(operator: Operator, wanted: Wanted) -> tuple[Space, Convergence] | None:
+    """The space in which the leading values are known to the wanted tolerance, or of that depth.
 
     None where it would take up so much of the n columns that factoring the matrix whole is the
     better way.
     """
-    columns = min(operator.shape[-2:])
-    if depth is None:
-        last, room = None, ROOM * columns if SMALL * block <= columns else 0
+    columns, rank, block = min(operator.shape[-2:]), wanted.rank, wanted.block
+    if wanted.depth is None:
+        last, room = None, ROOM * columns if SMALL * wanted.wider <= columns else 0
     else:
-        last, room = 2 * depth, columns if (depth + 1) * block <= columns else 0
+        last, room = 2 * wanted.depth, columns if (wanted.depth + 1) * block <= columns else 0
     if room < 2 * block:
         return None
-    state = Convergence(operator, rank)
-    for space in half_steps(operator, block, seed, stream):
+    state, tolerance = Convergence(operator, rank), wanted.tolerance
+    for space in half_steps(operator, block, wanted.seed, wanted.stream):
         ending = last is not None and space.products >= last - 3
         if space.T.shape[-2] >= rank and (tolerance is not None or ending):
             state.update(space.T)
+            if block < wanted.wider and state.crowded(block):
+                return converge(operator, replace(wanted, block=wanted.wider))
         if space.products == last or (tolerance is not None and state.reached(tolerance)):
             return space, state
         if space.products % 2 == 0 and space.V.shape[-1] + block > room:

@@ -18,7 +18,7 @@ from spectral_kernels._arrays import (
     largest_entries,
     namespace,
 )
-from spectral_kernels._krylov import converge, rounding
+from spectral_kernels._krylov import Wanted, converge, rounding
 from spectral_kernels._operators import Operator, matrix
 from spectral_kernels._sparse import is_sparse, sparse_products
 from spectral_kernels._validation import require_seed, require_tolerance
@@ -119,9 +119,7 @@ def _values(
     """The norm (..., 1), its error (..., 1) and the products used, at unit scale."""
     operator = operator.tall()
     block = min(BLOCK, *operator.shape[-2:])
-    found = converge(
-        operator, 1, tolerance=tolerance, depth=depth, block=block, seed=seed, stream=stream
-    )
+    found = converge(operator, Wanted(1, tolerance, depth, block, block, seed, stream))
     if found is None:
         values = _small.values(operator.xp, operator.dense())[..., :1]
         return values, rounding(values, operator), 0

@@ -17,7 +17,7 @@ from spectral_kernels._arrays import (
     namespace,
     test_matrix,
 )
-from spectral_kernels._krylov import converge, rounding
+from spectral_kernels._krylov import Wanted, converge, rounding
 from spectral_kernels._operators import Operator, matrix
 from spectral_kernels._validation import positive_integer, require_seed, require_tolerance
 from spectral_kernels.precision import full_precision
@@ -47,14 +47,16 @@ class SVDResult(NamedTuple):
     iterations: int
 
 
-def default_block(rank: int) -> int:
-    """Columns of the test matrix: the rank and 8 more.
+def default_blocks(rank: int) -> tuple[int, int]:
+    """Columns of the test matrix, at first and where that is too few.
 
-    Not fewer than the rank: a block of b columns sees a value of multiplicity above b only b
-    times. More columns save steps, but hardly time: from `rank` to `rank + rank // 4` the times on
-    a CPU are within a tenth of each other for slow and fast decay, and twice the rank costs more.
+    A block of b columns sees a value of multiplicity above b only b times, so the second is the
+    rank and 8 more. Fewer columns take more products and less time (on a CPU, rank 64 to 256,
+    slow decay and none: 1.1 to 2 times less), so the first is half the rank; but with fewer than
+    32 the time is as long, and with 8 convergence is hard to tell from a pause.
     """
-    return rank + 8
+    wider = rank + 8
+    return min(wider, max(32, rank // 2)), wider
 
 
 def randomized_svd(
@@ -74,8 +76,10 @@ def randomized_svd(
     tolerance: stop once every wanted value of every matrix is known to this relative accuracy, or
         to rounding; 1e-3 where neither it nor `depth` is given
     depth: the most block steps, each a product with A and one with A^T; alone, their number
-    block: columns of the test matrix, by default `default_block(rank)`; with fewer than `rank`,
-        values of higher multiplicity than `block` are counted short
+    block: columns of the test matrix; with fewer than `rank`, values of higher multiplicity than
+        `block` are counted short. By default half the rank, at least 32 and at most the rank and
+        8; and the rank and 8 with a depth, and where values are found so close together that
+        half may have been too few
     seed, stream: where in the project's random stream the test matrix lies; it does not depend on
         the batch, and the sign of each pair makes <v_i, first column of the test matrix> >= 0
         (for m < n: u_i)
@@ -108,8 +112,12 @@ def randomized_svd(
     m, n = A.shape[-2:]
     columns = min(m, n)
     rank = positive_integer(rank, "rank", at_most=columns, meaning="min(m, n)")
-    block = default_block(rank) if block is None else positive_integer(block, "block")
-    block = min(block, columns)
+    if block is None:
+        block, wider = default_blocks(rank)
+        block = block if depth is None else wider
+    else:
+        block = wider = positive_integer(block, "block")
+    block, wider = min(block, columns), min(wider, columns)
     if depth is not None:
         depth = positive_integer(depth, "depth")
         if depth * block < rank:
@@ -123,7 +131,8 @@ def randomized_svd(
     require_seed(seed, stream)
     with full_precision(xp):
         operator = matrix(xp, A, largest_entries(xp, A, "A")).tall()
-        U, S, V, error, iterations = _leading(operator, rank, tolerance, depth, block, seed, stream)
+        wanted = Wanted(rank, tolerance, depth, block, wider, seed, stream)
+        U, S, V, error, iterations = _leading(operator, wanted)
         first = test_matrix(xp, (columns, 1), seed, stream, column_offset=0, like=A)
         negative = xp.sum(V * first, axis=-2, keepdims=True) < 0
         U, V = (xp.where(negative, -X, X) for X in (U, V))
@@ -133,20 +142,10 @@ def randomized_svd(
     return SVDResult(U, S, xp.matrix_transpose(V), error, iterations)
 
 
-def _leading(
-    operator: Operator,
-    rank: int,
-    tolerance: float | None,
-    depth: int | None,
-    block: int,
-    seed: int,
-    stream: int,
-) -> tuple[Array, Array, Array, Array, int]:
+def _leading(operator: Operator, wanted: Wanted) -> tuple[Array, Array, Array, Array, int]:
     """U, S, V, error and iterations for an operator with m >= n, at unit scale."""
-    xp, dtype = operator.xp, operator.like.dtype
-    found = converge(
-        operator, rank, tolerance=tolerance, depth=depth, block=block, seed=seed, stream=stream
-    )
+    xp, dtype, rank = operator.xp, operator.like.dtype, wanted.rank
+    found = converge(operator, wanted)
     if found is None:
         U, S, V = _small.triplets(xp, operator.dense(), rank)
         return U, S, V, rounding(S, operator), 0
