@@ -35,8 +35,8 @@ CHANGES = 3
 #: to 1e-6, blocks of the default size) no error was then above the tolerance, and none was above
 #: 2.8 times its estimate; twenty in a hundred were above the tolerance with a plain extrapolation.
 SAFETY = 2.0
-#: With fewer than SMALL (wider) blocks of columns, or once the space holds ROOM of
-#: them, the whole matrix is factored instead.
+#: With fewer than SMALL (wider) blocks of columns, or once the space holds ROOM of them, the whole
+#: matrix is factored instead.
 SMALL = 6
 ROOM = 0.75
 #: A block of b columns sees at most b copies of a value; b values closer together than this share
