@@ -31,9 +31,12 @@ SLOWEST = 0.95
 #: Changes that are looked at before any estimate is believed: in a nearly flat spectrum the first
 #: ones are of second order, and small whatever the error.
 CHANGES = 3
-#: What the estimate is multiplied by. In 550 runs (eight families, ranks 1 to 24, tolerances 1e-2
-#: to 1e-6, blocks of the default size) no error was then above the tolerance, and none was above
-#: 2.8 times its estimate; twenty in a hundred were above the tolerance with a plain extrapolation.
+#: Products from which on the values are looked at after every second one.
+SPARSE = 16
+#: What the estimate is multiplied by. In 1,836 runs (51 spectra, ranks 4 to 100, tolerances 1e-2 to
+#: 1e-5, blocks of the default size, two seeds) 39 errors were above the tolerance, all where more
+#: values than a wide block has columns lie within .1 to 5 % of each other, by .06 to .36 of what
+#: these differ. In 550 others (eight families) twenty in a hundred were with a plain extrapolation.
 SAFETY = 2.0
 #: With fewer than SMALL (wider) blocks of columns, or once the space holds ROOM of them, the whole
 #: matrix is factored instead.
@@ -115,47 +118,64 @@ def _append_rows(xp: Namespace, T: Array, R: Array) -> Array:
 class Convergence:
     """The leading values of a growing space, and an estimate of the error of each.
 
-    A half step raises every value. Where the last one raised value i by c_i and each later one
+    Every product raises every value. Where the last one raised value i by c_i and each later one
     raises it by a factor r of the one before, the value is low by c_i r / (1 - r). The factor is
-    measured on the worst relative change, over the last one and the last two half steps (odd and
-    even ones converge unevenly), and the larger is taken; before there are three changes it is at
+    measured on the worst relative change, over the last one and the last two (odd and even
+    products converge unevenly), and the larger is taken; before there are three changes it is at
     least 1/2. In a spectrum without gaps a value may pause on its way up, so r times the change
     before stands in for c_i where that is larger, and the sum is taken `SAFETY` times. What
     rounding adds is in `rounding`.
+
+    The values of a large space cost as much as its next product: from the `SPARSE`-th on they are
+    looked at after every second, and the changes are those over two products.
     """
 
     def __init__(self, operator: Operator, rank: int) -> None:
         self.operator, self.rank = operator, rank
         self.values: Array = None
         self.error: Array = None
-        self._changes: list[Array] = []
-        self._worst: list[Array] = []
+        self._seen: dict[int, Array] = {}
+        self._changes = 0
 
-    def update(self, T: Array) -> None:
-        """Take in the space after one more half step, T = U^T A V with p, q >= rank."""
+    def due(self, products: int) -> bool:
+        """Whether the values are to be looked at after so many products."""
+        latest = max(self._seen, default=0)
+        return not self._seen or products >= latest + (1 if latest < SPARSE else 2)
+
+    def update(self, T: Array, products: int) -> None:
+        """Take in the space after so many products, T = U^T A V with p, q >= rank."""
         xp = self.operator.xp
-        before = self.values
-        self.values = _small.values(xp, T)[..., : self.rank]
-        if before is None:
+        stride = products - max(self._seen, default=products)
+        self._seen[products] = self.values = _small.values(xp, T)[..., : self.rank]
+        if stride == 0:
             return
         floor = rounding(self.values, self.operator)
         tiny = float(xp.finfo(self.values.dtype).smallest_normal)
-        change = xp.abs(self.values - before)
-        change = xp.where(change > floor, change, 0.0)
-        self._changes.append(change)
-        self._worst.append(xp.max(change / (self.values + tiny), axis=-1, keepdims=True) + tiny)
-        last, *older = self._worst[:-4:-1]
-        rate = xp.full_like(last, 0.5) if len(older) < 2 else xp.sqrt(last / older[1])
+        changes, worst = [], []
+        for after in range(products, products - CHANGES * stride, -stride):
+            if after - stride not in self._seen:
+                break
+            change = xp.abs(self._seen[after] - self._seen[after - stride])
+            changes.append(xp.where(change > floor, change, 0.0))
+            share = changes[-1] / (self._seen[after] + tiny)
+            worst.append(xp.max(share, axis=-1, keepdims=True) + tiny)
+        self._changes = len(changes)
+        last, *older = worst
+        rate = xp.full_like(last, 0.5 if len(older) < 2 else 0.0)
         if older:
             rate = xp.maximum(rate, last / older[0])
-        rate = xp.where(rate < SLOWEST, rate, SLOWEST)
-        for earlier in self._changes[-2:-1]:
+        if len(older) > 1 and stride == 1:
+            rate = xp.maximum(rate, xp.sqrt(last / older[1]))
+        slowest = SLOWEST**stride
+        rate = xp.where(rate < slowest, rate, slowest)
+        change = changes[0]
+        for earlier in changes[1:2]:
             change = xp.maximum(change, earlier * rate)
         self.error = SAFETY * change * (rate / (1 - rate)) + floor
 
     def reached(self, tolerance: float) -> bool:
         """Whether every value of every matrix is known to `tolerance`, relative, or to rounding."""
-        if len(self._changes) < CHANGES:
+        if self._changes < CHANGES:
             return False
         floor = rounding(self.values, self.operator)
         return bool(self.operator.xp.all(self.error <= tolerance * self.values + 2 * floor))
@@ -202,11 +222,15 @@ def converge(operator: Operator, wanted: Wanted) -> tuple[Space, Convergence] | 
     state, tolerance = Convergence(operator, rank), wanted.tolerance
     for space in half_steps(operator, block, wanted.seed, wanted.stream):
         ending = last is not None and space.products >= last - 3
-        if space.T.shape[-2] >= rank and (tolerance is not None or ending):
-            state.update(space.T)
+        if space.T.shape[-2] >= rank and (
+            ending or (tolerance is not None and state.due(space.products))
+        ):
+            state.update(space.T, space.products)
             if block < wanted.wider and state.crowded(block):
                 return converge(operator, replace(wanted, block=wanted.wider))
-        if space.products == last or (tolerance is not None and state.reached(tolerance)):
+            if tolerance is not None and state.reached(tolerance):
+                return space, state
+        if space.products == last:
             return space, state
         if space.products % 2 == 0 and space.V.shape[-1] + block > room:
             break

@@ -89,7 +89,8 @@ def randomized_svd(
     Where the Krylov space would take up most of min(m, n), the matrix is factored whole and the
     error is rounding alone. `error` is an estimate, by the stagnation of the values (see
     `_krylov.Convergence`), not a bound that holds with certainty: no method that has seen A only
-    through a few products has one.
+    through a few products has one. It is too small where more values than a block has columns lie
+    within a few per cent of each other, and apart by more than the tolerance.
 
     Raises TypeError or ValueError, naming the argument, for anything else; the index of the first
     matrix of a batch that holds NaN or infinity is in the message.
