@@ -226,7 +226,7 @@ def converge(operator: Operator, wanted: Wanted) -> tuple[Space, Convergence] | 
             ending or (tolerance is not None and state.due(space.products))
         ):
             state.update(space.T, space.products)
-            if block < wanted.wider and state.crowded(block):
+            if block < min(rank, wanted.wider) and state.crowded(block):
                 return converge(operator, replace(wanted, block=wanted.wider))
             if tolerance is not None and state.reached(tolerance):
                 return space, state

@@ -73,6 +73,14 @@ def test_the_block_is_wide_only_where_values_crowd(values: np.ndarray, block: in
     np.testing.assert_array_equal(found.U, expected.U)
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_block_wider_than_the_rank(library: str) -> None:
+    """Catches a look for crowds among fewer values than a block has columns."""
+    found = randomized_svd(to_library(tall(copies(60, 0.0, above=0)), library), 28)
+    assert found.iterations > 0
+    np.testing.assert_allclose(to_numpy(found.S), 1.0, rtol=TOLERANCE)
+
+
 def test_one_crowded_matrix_of_a_batch_is_enough() -> None:
     """Catches a switch that looks at the first matrix, or waits for all of them."""
     A = np.stack([tall(_INDEX**-0.7), tall(copies(60, 0.0, above=0))])
