@@ -164,6 +164,7 @@ class Convergence:
         self.operator, self.rank = operator, rank
         self.values: Array = None
         self.error: Array = None
+        self._floor: Array = None
         self._seen: dict[int, Array] = {}
         self._believed = False
 
@@ -176,23 +177,22 @@ class Convergence:
         """Take in the space after so many products, T = U^T A V with p, q >= rank."""
         xp = self.operator.xp
         self._seen[products] = self.values = _small.values(xp, T)[..., : self.rank]
-        floor = rounding(self.values, self.operator)
+        self._floor = rounding(self.values, self.operator)
         estimates, self._believed = [], False
         for stride, changes in CHANGES.items():
-            wanted = range(products, products - (changes + 1) * stride, -stride)
-            last = [self._seen[at] for at in takewhile(self._seen.__contains__, wanted)]
+            back = range(products, products - (changes + 1) * stride, -stride)
+            last = [self._seen[at] for at in takewhile(self._seen.__contains__, back)]
             if len(last) > 1:
                 enough = len(last) > changes
-                estimates.append(shortfall(xp, last, floor, SLOWEST**stride, enough))
+                estimates.append(shortfall(xp, last, self._floor, SLOWEST**stride, enough))
                 self._believed |= enough
         if estimates:
-            self.error = reduce(xp.maximum, estimates) + floor
+            self.error = reduce(xp.maximum, estimates) + self._floor
 
     def reached(self, tolerance: float) -> bool:
         """Whether every value of every matrix is known to `tolerance`, relative, or to rounding."""
-        floor = rounding(self.values, self.operator)
         return self._believed and bool(
-            self.operator.xp.all(self.error <= tolerance * self.values + 2 * floor)
+            self.operator.xp.all(self.error <= tolerance * self.values + 2 * self._floor)
         )
 
     def crowded(self, block: int) -> bool:
@@ -201,7 +201,7 @@ class Convergence:
         Copies of the last wanted values do not matter, nor of those that drown in rounding.
         """
         first, last = self.values[..., :-block], self.values[..., block - 1 : -1]
-        known = first > 2 * rounding(self.values, self.operator)[..., :-block]
+        known = first > 2 * self._floor[..., :-block]
         return bool(self.operator.xp.any(known & (first - last <= CROWDED * first)))
 
 
