@@ -119,7 +119,16 @@ def _values(
     """The norm (..., 1), its error (..., 1) and the products used, at unit scale."""
     operator = operator.tall()
     block = min(BLOCK, *operator.shape[-2:])
-    found = converge(operator, Wanted(1, tolerance, depth, block, block, seed, stream))
+    wanted = Wanted(
+        rank=1,
+        tolerance=tolerance,
+        depth=depth,
+        block=block,
+        wider=block,
+        seed=seed,
+        stream=stream,
+    )
+    found = converge(operator, wanted)
     if found is None:
         values = _small.values(operator.xp, operator.dense())[..., :1]
         return values, rounding(values, operator), 0

@@ -52,7 +52,7 @@ def default_blocks(rank: int) -> tuple[int, int]:
 
     A block of b columns sees a value of multiplicity above b only b times, so the second is the
     rank and 8 more. Fewer columns take more products and less time (on a CPU, rank 64 to 256,
-    slow decay and none: 1.1 to 2 times less), so the first is half the rank; but with fewer than
+    slow decay and none: 1 to 2 times less), so the first is half the rank; but with fewer than
     32 the time is as long, and with 8 convergence is hard to tell from a pause.
     """
     wider = rank + 8
@@ -89,8 +89,8 @@ def randomized_svd(
     Where the Krylov space would take up most of min(m, n), the matrix is factored whole and the
     error is rounding alone. `error` is an estimate, by the stagnation of the values (see
     `_krylov.Convergence`), not a bound that holds with certainty: no method that has seen A only
-    through a few products has one. It is too small where more values than a block has columns lie
-    within a few per cent of each other, and apart by more than the tolerance.
+    through a few products has one. It may be too small where more values than a block has columns
+    lie within a few per cent of each other, and apart by more than the tolerance.
 
     Raises TypeError or ValueError, naming the argument, for anything else; the index of the first
     matrix of a batch that holds NaN or infinity is in the message.
@@ -132,7 +132,15 @@ def randomized_svd(
     require_seed(seed, stream)
     with full_precision(xp):
         operator = matrix(xp, A, largest_entries(xp, A, "A")).tall()
-        wanted = Wanted(rank, tolerance, depth, block, wider, seed, stream)
+        wanted = Wanted(
+            rank=rank,
+            tolerance=tolerance,
+            depth=depth,
+            block=block,
+            wider=wider,
+            seed=seed,
+            stream=stream,
+        )
         U, S, V, error, iterations = _leading(operator, wanted)
         first = test_matrix(xp, (columns, 1), seed, stream, column_offset=0, like=A)
         negative = xp.sum(V * first, axis=-2, keepdims=True) < 0
