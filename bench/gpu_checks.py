@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from spectral_kernels import LAW_NAMES, nm, oracle, packed, rows, sparsify, stream
-from spectral_kernels.backend import Draw, LawTable, Matrix, Scoring, Thresholds
-from spectral_kernels.gpu import packed as on_gpu
-from spectral_kernels.gpu.backend import GPU, GPUBackend
-from spectral_kernels.laws import Base, Shape
-from spectral_kernels.patterns import NM
+from spectral_kernels import LAW_NAMES, sparsify
+from spectral_kernels.backends.gpu import packed as on_gpu
+from spectral_kernels.backends.gpu.backend import GPU, GPUBackend
+from spectral_kernels.backends.protocol import Draw, LawTable, Matrix, Scoring, Thresholds
+from spectral_kernels.reference import nm, oracle, packed, rows, stream
+from spectral_kernels.reference.laws import Base, Shape
+from spectral_kernels.reference.patterns import NM
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 #: A solved law of each shape that keeps some entries of a standard normal matrix, and caps some.

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from spectral_kernels.backend import Draw, Scoring
-from spectral_kernels.gpu.backend import GPU
-from spectral_kernels.laws import Base, Shape
-from spectral_kernels.sparsify import sparsify
-from spectral_kernels.stream import UNIT
-from spectral_kernels.svd import randomized_svd
+from spectral_kernels.backends.gpu.backend import GPU
+from spectral_kernels.backends.protocol import Draw, Scoring
+from spectral_kernels.call.sparsify import sparsify
+from spectral_kernels.reference.laws import Base, Shape
+from spectral_kernels.reference.stream import UNIT
+from spectral_kernels.spectra.svd import randomized_svd
 
 from bench.gpu_timing import Call, device_times, graphed
 

@@ -95,7 +95,7 @@ def run_checks(
 ) -> list[dict[str, Any]]:
     """A row for each check; "result" is empty where it passed."""
     # They compile nothing on import, but read whether the interpreter is wanted.
-    from spectral_kernels.gpu.backend import GPU, GPUBackend  # noqa: PLC0415
+    from spectral_kernels.backends.gpu.backend import GPU, GPUBackend  # noqa: PLC0415
 
     from bench.gpu_checks import checks  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from spectral_kernels.svd import randomized_svd
+from spectral_kernels.spectra.svd import randomized_svd
 
 from bench.gpu_timing import device_times
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from spectral_kernels import oracle, sparsify
-from spectral_kernels.backend import Draw, LawTable, Scoring, Thresholds
-from spectral_kernels.laws import Base, Shape
-from spectral_kernels.stream import UNIT
+from spectral_kernels import sparsify
+from spectral_kernels.backends.protocol import Draw, LawTable, Scoring, Thresholds
+from spectral_kernels.reference import oracle
+from spectral_kernels.reference.laws import Base, Shape
+from spectral_kernels.reference.stream import UNIT
 
 from bench import baselines
 from bench.problem import Problem

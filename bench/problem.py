@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from spectral_kernels import entries_to_keep, sparsify
-from spectral_kernels.backend import Matrix, backend_for
+from spectral_kernels.backends.protocol import Matrix, backend_for
 
 RANK = 64
 
@@ -54,7 +54,7 @@ class Problem:
 
     @cached_property
     def bits(self) -> torch.Tensor:
-        """The mask packed, see `spectral_kernels.packed`; its bits in the order of the matrix."""
+        """The mask packed as `reference.packed` says; its bits in the order of the matrix."""
         weights = 2 ** torch.arange(8, device=self.A.device)
         return (self.mask.view(-1, 8) * weights).sum(1).to(torch.uint8)
 

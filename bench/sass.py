@@ -10,7 +10,13 @@ loop, in bits.
 
 import argparse
 
-from spectral_kernels.gpu.compile import TARGETS, Figures, compile_variant, figures, variants
+from spectral_kernels.backends.gpu.compile import (
+    TARGETS,
+    Figures,
+    compile_variant,
+    figures,
+    variants,
+)
 
 NVIDIA = [name for name, target in TARGETS.items() if target.backend == "cuda"]
 COLUMNS = "loop", "all", "registers", "spilled B", "shared B", "load", "store", "matrix units"

@@ -21,15 +21,15 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from spectral_kernels.svd import singular_values
+from spectral_kernels.spectra.svd import singular_values
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import spectral_engine as se
+from spectral_engine._util.threads import for_each, one_thread
 from spectral_engine.checkpoints import open_checkpoint
 from spectral_engine.demo.lenet import LeNet300100
-from spectral_engine.parallel import for_each, one_thread
-from spectral_engine.spectral_statistics import power_law
+from spectral_engine.spectral.statistics import power_law
 
 EVERY = 100
 BATCHES = (64, 128)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd as sklearn_svd
-from spectral_kernels.svd import default_blocks, randomized_svd, singular_values
+from spectral_kernels.spectra.svd import default_blocks, randomized_svd, singular_values
 from threadpoolctl import threadpool_limits
 
 SVDVALS = "torch.linalg.svdvals"

@@ -9,23 +9,23 @@ spec = se.spectrum(weight, rank=64)
 print(se.spectra(model))
 """
 
-from spectral_engine.comparison import Comparison, LayerErrors, compare
-from spectral_engine.errors import Errors, errors
-from spectral_engine.files import prune_file
-from spectral_engine.input_moments import InputMoments, calibrate
-from spectral_engine.layer_views import View, register_layer
-from spectral_engine.layers import Skipped
-from spectral_engine.mask import Mask
-from spectral_engine.masks import apply_masks, finalize, mask_zeros, masks
-from spectral_engine.pruner import Pruner, Round, SpectrumCollapse
-from spectral_engine.pruning import prune
-from spectral_engine.report import LayerReport, PruneReport
-from spectral_engine.schedules import Constant, Cubic, Iterative, OneShot, Schedule
-from spectral_engine.single import Sparsified, SparsifyReport, sparsify
-from spectral_engine.spectra import Spectrum, spectra, spectrum
-from spectral_engine.spectra_table import LayerSpectrum, Spectra
-from spectral_engine.spectral_statistics import PowerLaw, Statistics
-from spectral_engine.tracker import SpectrumTracker
+from spectral_engine.calibration.input_moments import InputMoments, calibrate
+from spectral_engine.layers.find import Skipped
+from spectral_engine.layers.views import View, register_layer
+from spectral_engine.masking.mask import Mask
+from spectral_engine.masking.model import apply_masks, finalize, mask_zeros, masks
+from spectral_engine.matrix.errors import Errors, errors
+from spectral_engine.matrix.sparsify import Sparsified, SparsifyReport, sparsify
+from spectral_engine.pruning.file import prune_file
+from spectral_engine.pruning.model import prune
+from spectral_engine.pruning.report import LayerReport, PruneReport
+from spectral_engine.spectral.api import Spectrum, spectra, spectrum
+from spectral_engine.spectral.compare import Comparison, LayerErrors, compare
+from spectral_engine.spectral.statistics import PowerLaw, Statistics
+from spectral_engine.spectral.table import LayerSpectrum, Spectra
+from spectral_engine.spectral.tracker import SpectrumTracker
+from spectral_engine.training.pruner import Pruner, Round, SpectrumCollapse
+from spectral_engine.training.schedules import Constant, Cubic, Iterative, OneShot, Schedule
 
 __version__ = "0.1.0"
 __all__ = [

@@ -25,8 +25,8 @@ from bench.paper.data import Data, load
 from bench.paper.networks import NETWORKS, Network
 from bench.paper.store import remembered
 from bench.paper.training import Recipe, shortened
+from spectral_engine._util.threads import one_thread
 from spectral_engine.demo.data import DEFAULT_FOLDER
-from spectral_engine.parallel import one_thread
 
 #: Part of every name in the cache: results of another version of this code are not taken on.
 VERSION = 2

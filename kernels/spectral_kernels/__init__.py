@@ -6,12 +6,12 @@ rank that spectral scores are made of; `oracle` is the NumPy reference of all of
 NumPy, torch or CuPy; `backend` chooses the kernels from the array's type and device.
 """
 
-from spectral_kernels.arguments import check_weight, entries_to_keep
-from spectral_kernels.laws import GROUP_NAMES, LAW_NAMES, SCORE_NAMES
-from spectral_kernels.many import sparsify_many
-from spectral_kernels.result import Sparse
-from spectral_kernels.sparsify import histogram, sparsify
-from spectral_kernels.stream import stream_id
+from spectral_kernels.call.arguments import check_weight, entries_to_keep
+from spectral_kernels.call.many import sparsify_many
+from spectral_kernels.call.result import Sparse
+from spectral_kernels.call.sparsify import histogram, sparsify
+from spectral_kernels.reference.laws import GROUP_NAMES, LAW_NAMES, SCORE_NAMES
+from spectral_kernels.reference.stream import stream_id
 
 __all__ = [
     "GROUP_NAMES",

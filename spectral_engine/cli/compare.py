@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from spectral_engine import comparison
 from spectral_engine.cli.options import AsJson, Ignore, Targets
+from spectral_engine.spectral import compare as comparison
 
 
 def compare(

@@ -28,7 +28,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Prune a LeNet-300-100 trained on Fashion-MNIST with every preset and law."""
-    from spectral_engine.plots import plot_accuracy, plot_spectra  # noqa: PLC0415 (Matplotlib)
+    from spectral_engine.demo.plots import plot_accuracy, plot_spectra  # noqa: PLC0415 (Matplotlib)
 
     messages = Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)

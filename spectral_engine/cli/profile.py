@@ -14,11 +14,11 @@ from rich.table import Table
 
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.cli.options import AsJson, require_writable
-from spectral_engine.device import pick_device
-from spectral_engine.methods import PRESETS
-from spectral_engine.model_shapes import MODELS
-from spectral_engine.profile_rows import DTYPES, Case, Profile, Row
-from spectral_engine.profiling import profile_cases, profile_model, trace
+from spectral_engine.profiling.device import pick_device
+from spectral_engine.profiling.records import DTYPES, Case, Profile, Row
+from spectral_engine.profiling.run import profile_cases, profile_model, trace
+from spectral_engine.profiling.shapes import MODELS
+from spectral_engine.recipe.methods import PRESETS
 
 #: Narrower, the table would lose its columns.
 TABLE_WIDTH = 120
@@ -112,7 +112,7 @@ def profile(
         with replacing_file(output, force=True) as file:
             file.write((json.dumps(found.to_dict(), indent=1) + "\n").encode())
     if plot is not None:
-        from spectral_engine.roofline import plot_roofline  # noqa: PLC0415 (loads Matplotlib)
+        from spectral_engine.profiling.roofline import plot_roofline  # noqa: PLC0415 (loads Matplotlib)
 
         plot_roofline(found, plot)
     if as_json:

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from spectral_kernels import LAW_NAMES
 
-from spectral_engine.allocation import ALLOCATIONS
-from spectral_engine.files import prune_file
-from spectral_engine.methods import PRESETS
-from spectral_engine.report import LayerReport
+from spectral_engine.pruning.allocation import ALLOCATIONS
+from spectral_engine.pruning.file import prune_file
+from spectral_engine.pruning.report import LayerReport
+from spectral_engine.recipe.methods import PRESETS
 
 
 def prune(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spectral_engine.demo.data import DEFAULT_FOLDER
-from spectral_engine.device import pick_device
+from spectral_engine.profiling.device import pick_device
 
 TASK_HELP = (
     "learning, oneshot, iterative; depth, width, optimizer, recurrent, transformer, headtohead, "

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from spectral_engine._util.text import plain_text
 from spectral_engine.cli.options import AsJson, Ignore, Targets, require_writable
-from spectral_engine.spectra import spectra
-from spectral_engine.tables import plain_text
+from spectral_engine.spectral.api import spectra
 
 #: Narrower, the table would lose its columns; a terminal can be widened.
 TABLE_WIDTH = 132

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from spectral_kernels.svd import singular_values
+from spectral_kernels.spectra.svd import singular_values
 
+from spectral_engine._util.threads import one_thread
 from spectral_engine.demo.data import fashion_mnist_test, to_tensors
 from spectral_engine.demo.lenet import LeNet300100, accuracy, load_pretrained
-from spectral_engine.parallel import one_thread
-from spectral_engine.pruning import prune
+from spectral_engine.pruning.model import prune
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 #: Leading singular values that are compared.
@@ -114,7 +114,7 @@ def warm_up(seed: int) -> None:
 def measure(setting: Setting, sparsity: float, seed: int) -> Row:
     """Prune a copy of the network and measure it.
 
-    The errors are those of `spectral_engine.errors`, read off whole spectra without their vectors:
+    The errors are those of `se.errors`, read off whole spectra without their vectors:
     those of the dense network are taken once.
     """
     dense, images, labels = _loaded()

@@ -18,7 +18,7 @@ from bench.paper.store import remembered
 from bench.paper.tasks.oneshot import FEW, PLAIN, Setting, by_prune
 from bench.quality import efficientnet
 from bench.quality.network import Network
-from spectral_engine.parallel import one_thread
+from spectral_engine._util.threads import one_thread
 
 NAME = "efficientnet-lite0"
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4)

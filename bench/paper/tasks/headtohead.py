@@ -24,7 +24,7 @@ from bench.paper.jobs import Settings, kept, run_all, say
 from bench.paper.output import Result, Table, panels, style
 from bench.paper.statistics import mean_interval
 from bench.paper.training import Training
-from spectral_engine.methods import REFITS
+from spectral_engine.recipe.methods import REFITS
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 RETRAIN, EARLY = 6, 1

@@ -23,7 +23,7 @@ from bench.paper.measures import ERRORS, errors_of, spectra_of
 from bench.paper.output import Result, Table, panels, style
 from bench.paper.statistics import mean_interval
 from bench.paper.training import Judge, accuracy
-from spectral_engine.methods import REFITS
+from spectral_engine.recipe.methods import REFITS
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 LAWS = ("l1", "l2", "hybrid", "row-l1", "bernstein", "am07", "trimmed-l2", "quantised")

@@ -1,0 +1,272 @@
+"""Compile the kernels for a GPU that is not there, and count what the machine code holds.
+
+`python -m spectral_kernels.backends.gpu.compile sm_90 [NAME ...]` compiles every variant (or those
+whose name holds a NAME) and prints one JSON object for each. Triton's own wheel brings the
+assembler and the disassembler.
+Run it without TRITON_INTERPRET, which turns kernels into plain Python.
+"""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from spectral_kernels.backends.gpu.plan import LOW_RANK_REGISTERS
+from spectral_kernels.backends.gpu.triton import kernels, nm, packing, rows
+from spectral_kernels.reference.laws import Base, Shape
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+MODULES = (kernels, nm, packing, rows)
+_ELEMENTS = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+#: Element types of pointers; None is that of the matrix. Other arguments carry annotations.
+_POINTERS: dict[str, str | None] = {
+    "src": None, "out": None, "kept": "i64", "table": "i64", "left": "fp32", "right": "fp32",
+    "row": "fp32", "column": "fp32", "laws": "fp32", "thresholds": "i32", "tie_stops": "i64",
+    "scores": "i32", "broken": "i32", "sums": "fp64", "counts": "i64",
+    "packed": "u8", "words": "i32", "starts": "i64", "columns": "i32", "values": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with its compile-time arguments; `absent` pointers are None."""
+
+    kernel: str
+    dtype: str
+    constants: dict[str, Any]
+    label: str = ""
+    absent: tuple[str, ...] = ("left", "right", "row", "column")
+    pointers: dict[str, str] = field(default_factory=dict)
+    warps: int = 1
+
+    @property
+    def name(self) -> str:
+        """For example "sample-fp32-l1-rescaled"."""
+        return "-".join(part for part in (self.kernel, self.dtype, self.label) if part)
+
+    @property
+    def entries(self) -> int:
+        """Entries of the matrix that one thread handles in each turn of the loop."""
+        sizes = {"ROWS": 1, "COLUMNS": 1, "TILE": 1, "WORDS": 32}
+        tile = [
+            self.constants[name] * each for name, each in sizes.items() if name in self.constants
+        ]
+        return int(math.prod(tile)) // (32 * self.warps)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the machine code of a variant holds; from an NVIDIA target.
+
+    loop: instructions of its longest loop (a loop inside counts once); total: all of them; each
+    also for one entry. load_bits, store_bits: the widest global accesses in that loop, or in all
+    where there is none. local_bytes holds spilled registers.
+    """
+
+    name: str
+    loop: int
+    loop_per_entry: float
+    total: int
+    total_per_entry: float
+    registers: int
+    local_bytes: int
+    shared_bytes: int
+    load_bits: int
+    store_bits: int
+    matrix_units: bool
+
+
+def variants() -> Iterator[Variant]:
+    """Every kernel with every dtype, and each law, base and vector of `sample` in two of them."""
+    for dtype, size in _ELEMENTS.items():
+        columns = 512 if dtype == "fp64" else 1024
+        tile = {"UNIT": 16 // size, "BASE": int(Base.MAGNITUDE), "ROWS": 1, "COLUMNS": columns,
+                "DEPTH": 16, "DEPTHS": 0, "PRECISION": "tf32x3"}  # fmt: skip
+        draw = {"SHAPE": int(Shape.L1), "BY_ROW": False, "RESCALE": True, "SKIP": 0}
+        sample = Variant("sample", dtype, tile | draw, "l1-rescaled")
+        yield sample
+        if dtype in ("fp32", "bf16"):
+            yield from _sample_variants(sample)
+        others = (
+            Variant("keep_largest", dtype, tile | {"BY_ROW": False}),
+            Variant("histogram", dtype, tile),
+            Variant("refine", dtype, tile),
+            Variant(
+                "count_between", dtype, tile | {"WHOLE_ROWS": False}, pointers={"table": "i32"}
+            ),
+            Variant("patterns", dtype, tile, pointers={"out": "i32"}),
+        )
+        yield from others
+        if dtype == "fp32":
+            yield from (_low_rank(variant, Base.ALIGNED) for variant in others)
+        for keep, of in ((2, 4), (4, 8)):
+            groups = tile | {"COLUMNS": 512, "KEEP": keep, "OF": of}
+            yield Variant("keep_largest_of", dtype, groups, f"{keep}:{of}")
+            drawn = groups | {"SHAPE": int(Shape.L1), "RESCALE": True, "SKIP": 0}
+            yield Variant("sample_of", dtype, drawn, f"{keep}:{of}-rescaled")
+        yield Variant("pack_bits", dtype, {"UNIT": 16 // size, "WORDS": 64}, warps=4)
+        yield Variant("keep_bits", dtype, {"UNIT": 16 // size, "TILE": 1024}, warps=4)
+        yield Variant("count_rows", dtype, {"UNIT": 16 // size, "COLUMNS": 2048}, warps=4)
+        yield Variant("fill_rows", dtype, {"UNIT": 16 // size, "COLUMNS": 2048}, warps=4)
+        yield Variant("row_l1", dtype, {"UNIT": 16 // size, "ROWS": 1, "COLUMNS": 1024}, warps=4)
+    product: dict[str, Any] = {"UNIT": 4, "ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "DEPTHS": 8}
+    product["PRECISION"] = "tf32x3"
+    yield Variant("masked_product", "fp32", product, "aligned", absent=(), warps=4)
+    yield Variant("row_threshold", "fp32", {"COLUMNS": 4096}, warps=4)
+
+
+def _low_rank(variant: Variant, base: Base) -> Variant:
+    """The same with a score of low rank: 64, in tiles of the backend's size."""
+    tile = {"BASE": int(base), "ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "DEPTHS": 4}
+    label = base.name.lower()
+    constants = variant.constants | tile
+    return replace(variant, label=label, constants=constants, absent=("row", "column"), warps=4)
+
+
+def _sample_variants(sample: Variant) -> Iterator[Variant]:
+    def changed(label: str, absent: tuple[str, ...] = sample.absent, **constants: Any) -> Variant:
+        merged = sample.constants | constants
+        return replace(sample, label=label, constants=merged, absent=absent)
+
+    for shape in Shape:
+        if shape != Shape.L1:
+            yield changed(f"{shape.name.lower()}-rescaled", SHAPE=int(shape))
+    yield changed("l1", RESCALE=False)
+    yield changed("l1-rescaled-vectors", ("left", "right"), BY_ROW=True)
+    yield changed("l1-rescaled-shifted", SKIP=3, UNIT=1, COLUMNS=512)
+    yield changed("l1-rescaled-narrow", ROWS=32, COLUMNS=32)
+    for base in (Base.PRINCIPAL, Base.ALIGNED, Base.MIXTURE):
+        yield _low_rank(changed("l1", RESCALE=False), base)
+
+
+def compile_variant(variant: Variant, target: GPUTarget) -> Any:
+    """The compiled kernel, as Triton returns it; starts no device."""
+    kernel = next(getattr(m, variant.kernel) for m in MODULES if hasattr(m, variant.kernel))
+    constants = dict(variant.constants)
+    if "NVIDIA" in kernel.arg_names:
+        constants["NVIDIA"] = target.backend == "cuda"
+    if target.backend != "cuda" and "PRECISION" in constants:
+        constants["PRECISION"] = "ieee"
+    constants |= {name: None for name in variant.absent if name in kernel.arg_names}
+    signature, attributes = {}, {}
+    for at, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in _POINTERS:
+            signature[name] = "*" + (variant.pointers.get(name) or _POINTERS[name] or variant.dtype)
+            attributes[(at,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = parameter.annotation_type
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": variant.warps, "num_stages": 2, "enable_fp_fusion": False}
+    if "left" in kernel.arg_names and "left" not in variant.absent and target.backend == "cuda":
+        options["maxnreg"] = LOW_RANK_REGISTERS
+    return triton.compile(source, target=target, options=options)
+
+
+def figures(variant: Variant, compiled: Any) -> Figures:
+    """Read the machine code of a variant compiled for an NVIDIA target."""
+    instructions, loop = _disassemble(compiled.asm["cubin"])
+    usage = _tool("cuobjdump", "-res-usage", compiled.asm["cubin"])
+    found = {name: int(number) for name, number in re.findall(r"(\w+):(\d+)", usage)}
+    text = [re.sub(r"^@!?U?P\w+ ", "", line) for line in instructions]
+    body = text[loop[0] : loop[1]]
+    entries = variant.entries
+    return Figures(
+        name=variant.name,
+        loop=len(body),
+        loop_per_entry=round(len(body) / entries, 2),
+        total=len(text),
+        total_per_entry=round(len(text) / entries, 2),
+        registers=found["REG"],
+        local_bytes=found["STACK"] + found["LOCAL"],
+        shared_bytes=compiled.metadata.shared,
+        load_bits=_width(body or text, "LDG"),
+        store_bits=_width(body or text, "STG"),
+        matrix_units=any("MMA.1" in line or "GMMA" in line for line in text),
+    )
+
+
+def offset_bits(ttir: str) -> list[int]:
+    """Widths of the offsets that are added to the matrix's own pointers, in Triton's first IR."""
+    pointers, bits = {"%src", "%out"}, set()
+    for line in ttir.splitlines():
+        step = re.match(r"\s*(%\w+) = tt\.(splat|broadcast|addptr) (%\w+)", line)
+        if step and step[3] in pointers:
+            pointers.add(step[1])
+            if step[2] == "addptr":
+                width = re.search(r"i(\d+)>?$", line.split(" loc(")[0])
+                bits.add(int(width[1]) if width else 0)
+    return sorted(bits)
+
+
+def _width(body: list[str], operation: str) -> int:
+    """The widest access of an operation; without a suffix it moves 32 bits."""
+    widths = [0]
+    for line in body:
+        if line.startswith(operation + "."):
+            size = re.search(r"\.(?:[US]?(8|16)|(64|128))\b", line.split()[0])
+            widths.append(int(size[1] or size[2]) if size else 32)
+    return max(widths)
+
+
+def _disassemble(cubin: bytes) -> tuple[list[str], tuple[int, int]]:
+    """The instructions without padding, and the span of the longest loop."""
+    lines: list[str] = []
+    labels: dict[str, int] = {}
+    for line in _tool("nvdisasm", "-c", cubin).splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(lines)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?!\s*NOP)([^;]+?)\s*;", line):
+            lines.append(instruction[1])
+    loops = [(0, 0)]
+    for at, line in enumerate(lines):
+        branch = re.search(r"\bBRA(?:\.\w+)*\s.*\((\.L_\w+)\)", line)
+        # A jump to itself closes every kernel; it is no loop.
+        if branch and labels[branch[1]] < at:
+            loops.append((labels[branch[1]], at + 1))
+    return lines, max(loops, key=lambda span: span[1] - span[0])
+
+
+def _tool(name: str, option: str, cubin: bytes) -> str:
+    """Output of a tool of the CUDA toolkit, which Triton's wheel carries."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def main(target: str, *names: str) -> None:
+    """Compile, and print a line of JSON for each variant."""
+    for variant in variants():
+        if names and not any(name in variant.name for name in names):
+            continue
+        compiled = compile_variant(variant, TARGETS[target])
+        line: dict[str, Any] = {
+            "name": variant.name, "target": target, "offset_bits": offset_bits(compiled.asm["ttir"])
+        }  # fmt: skip
+        if TARGETS[target].backend == "cuda":
+            line |= asdict(figures(variant, compiled))
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

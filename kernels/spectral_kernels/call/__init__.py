@@ -1,0 +1,1 @@
+"""What a user calls: arguments in, a sparse matrix out."""

@@ -1,0 +1,1 @@
+"""The contract in NumPy and plain Python: stream, laws, budget, oracle."""

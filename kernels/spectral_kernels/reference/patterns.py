@@ -1,0 +1,197 @@
+"""Patterns of zeros that hardware asks for: N of every M, and whole blocks.
+
+"2:4" keeps 2 of every 4 consecutive columns of a row, see `nm`. "16x16" keeps or drops blocks of 16
+rows by 16 columns, those with the largest sum of squared scores, exactly as many as the sparsity
+asks for, the earlier block (row by row) first among equals. A matrix that such groups or blocks do
+not divide is refused.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol, overload, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectral_kernels._validation import is_number
+from spectral_kernels.backends.protocol import Draw, Matrix, Scoring
+from spectral_kernels.reference.laws import Law, Shape
+from spectral_kernels.reference.nm import WIDEST
+
+Float32 = NDArray[np.float32]
+#: The score of a block whose entries score 0: a block to keep must differ from one to drop.
+LEAST_SCORE = 2.0**-149
+
+
+@dataclass(frozen=True)
+class NM:
+    """`keep` of every `of` consecutive columns of a row."""
+
+    keep: int
+    of: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros that it implies."""
+        return (self.of - self.keep) / self.of
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of `rows` by `columns`."""
+
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}"
+
+
+Pattern = NM | Blocks
+
+
+@runtime_checkable
+class PatternBackend(Protocol):
+    """A backend that knows patterns; `nm` and `block_scores` are the oracles of its operations."""
+
+    def keep_largest_of(self, A: Matrix, scoring: Scoring, pattern: NM, out: Matrix) -> "Outcome":
+        """Write A where its score is among the largest of its group, else 0."""
+        ...
+
+    def sample_of(
+        self, A: Matrix, scoring: Scoring, pattern: NM, shape: Shape, rescale: bool, draw: Draw,
+        out: Matrix,
+    ) -> "Outcome":  # fmt: skip
+        """Draw in every group, and write."""
+        ...
+
+    def block_scores(self, A: Matrix, scoring: Scoring, pattern: Blocks) -> Any:
+        """The scores of blocks (m / rows, n / columns), an array of the backend's own kind."""
+        ...
+
+    def keep_blocks(self, A: Matrix, pattern: Blocks, kept: Any, out: Matrix) -> int:
+        """Write A in the blocks where `kept` is not 0, else 0; returns the nonzeros written."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """nnz: nonzeros written. broken: scores that are not finite; what was written means nothing."""
+
+    nnz: int
+    broken: int
+
+
+def parse_pattern(pattern: str) -> Pattern:
+    """The pattern called "N:M" or "RxC".
+
+    Raises:
+        TypeError: not a string. ValueError: neither form, or numbers that make no pattern.
+    """
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"pattern: expected a string such as '2:4' or '16x16'; got {type(pattern).__name__}"
+        )
+    found = re.fullmatch(r"([0-9]{1,9})([:x])([0-9]{1,9})", pattern)
+    if found is None:
+        raise ValueError(f"pattern: expected 'N:M' or 'RxC', as '2:4' or '16x16'; got {pattern!r}")
+    first, second = int(found[1]), int(found[3])
+    if found[2] == "x":
+        if first == 0 or second == 0:
+            raise ValueError(f"pattern: expected blocks of at least 1 by 1; got {pattern!r}")
+        return Blocks(first, second)
+    if not 0 < first < second <= WIDEST:
+        raise ValueError(f"pattern: expected N of M with 0 < N < M <= {WIDEST}; got {pattern!r}")
+    return NM(first, second)
+
+
+@overload
+def pattern_sparsity(pattern: str | None, sparsity: float | None, default: float) -> float: ...
+
+
+@overload
+def pattern_sparsity(pattern: str | None, sparsity: float | None) -> float | None: ...
+
+
+def pattern_sparsity(
+    pattern: str | None, sparsity: float | None, default: float | None = None
+) -> float | None:
+    """The sparsity to prune to: the one given, the one that "N:M" implies, or the default.
+
+    Raises:
+        TypeError, ValueError: of `parse_pattern`, or a sparsity that contradicts the pattern.
+    """
+    parsed = None if pattern is None else parse_pattern(pattern)
+    if not isinstance(parsed, NM):
+        return default if sparsity is None else sparsity
+    if is_number(sparsity) and not math.isclose(sparsity, parsed.sparsity, abs_tol=1e-6):
+        raise ValueError(
+            f"sparsity: pattern {pattern!r} has {parsed.sparsity:.6g} of zeros, so expected that "
+            f"or none; got {sparsity!r}"
+        )
+    return parsed.sparsity if sparsity is None else sparsity
+
+
+def check_divides(pattern: Pattern, m: int, n: int) -> None:
+    """Refuse a matrix (m, n) that the pattern does not divide.
+
+    Raises:
+        ValueError: names the pattern and the shape.
+    """
+    rows, columns = (1, pattern.of) if isinstance(pattern, NM) else (pattern.rows, pattern.columns)
+    for length, by, kind in ((m, rows, "rows"), (n, columns, "columns")):
+        if length % by:
+            raise ValueError(
+                f"pattern: expected {kind} in multiples of {by} for {str(pattern)!r}; "
+                f"got a matrix of {m} x {n}"
+            )
+
+
+def check_pattern(pattern: Pattern, A: Matrix, law: Law, draw: Draw) -> None:
+    """Refuse a matrix that the pattern does not divide, and a law that it does not know."""
+    check_divides(pattern, A.m, A.n)
+    if isinstance(pattern, Blocks):
+        if law.draws:
+            raise ValueError(f"pattern: blocks are kept by law 'threshold' only; got {law.name!r}")
+        return
+    if draw.column % pattern.of:
+        raise ValueError(
+            f"column_offset: expected a multiple of {pattern.of} for {str(pattern)!r}; "
+            f"got {draw.column}"
+        )
+    if law.name not in ("threshold", "l1", "quantised", "l2"):
+        raise ValueError(
+            "pattern: N of M is drawn by law 'l1', 'quantised' or 'l2', or kept by 'threshold'; "
+            f"got {law.name!r}"
+        )
+
+
+def block_scores(s: Float32, pattern: Blocks) -> Float32:
+    """The oracle: root mean square of the scores s (m, n) in each block, at least 2^-149.
+
+    Summed in float64, the rows of a block one after the other, and in each from left to right.
+    """
+    m, n = s.shape
+    wide = s.reshape(m // pattern.rows, pattern.rows, n // pattern.columns, pattern.columns)
+    total = np.zeros((m // pattern.rows, n // pattern.columns))
+    for i in range(pattern.rows):
+        for j in range(pattern.columns):
+            entry = wide[:, i, :, j].astype(np.float64)
+            total += entry * entry
+    mean = np.sqrt(total / (pattern.rows * pattern.columns))
+    return np.maximum(mean.astype(np.float32), np.float32(LEAST_SCORE))
+
+
+def require_patterns(backend: Any) -> PatternBackend:
+    """The backend, if it knows patterns.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    if isinstance(backend, PatternBackend):
+        return backend
+    raise RuntimeError(f"pattern: the {backend.name} kernels know none; move the weight to the CPU")

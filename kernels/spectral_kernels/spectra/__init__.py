@@ -1,0 +1,1 @@
+"""Singular values and norms, written once over the array API."""

@@ -1,0 +1,196 @@
+"""Leading singular triplets by randomized block Krylov iteration, and whole spectra.
+
+One source for NumPy, CuPy, torch and every other array API library; batches (..., m, n) go through
+as batches. float16 and bfloat16 are worked on, and come back, in float32; float64 stays float64.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from spectral_kernels._validation import positive_integer, require_seed, require_tolerance
+from spectral_kernels.reference.stream import stream_id
+from spectral_kernels.spectra import _small
+from spectral_kernels.spectra._arrays import (
+    Array,
+    Namespace,
+    as_matrices,
+    largest_entries,
+    namespace,
+    test_matrix,
+)
+from spectral_kernels.spectra._krylov import Wanted, converge, rounding
+from spectral_kernels.spectra._operators import Operator, matrix
+from spectral_kernels.spectra.precision import full_precision
+
+#: The stream of the test matrices.
+STREAM = stream_id("spectral_kernels.svd")
+#: Matrices whose largest entry is between 1 / this and this are not copied to be scaled.
+UNSCALED = 2.0**30
+#: The relative accuracy asked for where the caller names neither a tolerance nor a depth.
+TOLERANCE = 1e-3
+
+
+class SVDResult(NamedTuple):
+    """A ~ U diag(S) Vh, the leading `rank` triplets of each matrix.
+
+    U: (..., m, rank) and Vh: (..., rank, n), orthonormal columns and rows
+    S: (..., rank), descending, in the units of A
+    error: (..., rank), an estimate of |sigma_i(A) - S_i|, in the units of A
+    iterations: the block products with A or A^T that were used; 0 where A was factored whole
+    """
+
+    U: Array
+    S: Array
+    Vh: Array
+    error: Array
+    iterations: int
+
+
+def default_blocks(rank: int) -> tuple[int, int]:
+    """Columns of the test matrix, at first and where that is too few.
+
+    A block of b columns sees a value of multiplicity above b only b times, so the second is the
+    rank and 8 more. Fewer columns take more products and less time (on a CPU, rank 64 to 256,
+    slow decay and none: 1 to 2 times less), so the first is half the rank; but with fewer than
+    32 the time is as long, and with 8 convergence is hard to tell from a pause.
+    """
+    wider = rank + 8
+    return min(wider, max(32, rank // 2)), wider
+
+
+def randomized_svd(
+    A: Array,
+    rank: int,
+    *,
+    tolerance: float | None = None,
+    depth: int | None = None,
+    block: int | None = None,
+    seed: int = 0,
+    stream: int = STREAM,
+    library: Literal["own", "cupy"] = "own",
+) -> SVDResult:
+    """The leading `rank` singular triplets of A (..., m, n) by randomized block Krylov iteration.
+
+    A: dense, of dtype float16, bfloat16, float32 or float64, finite
+    tolerance: stop once every wanted value of every matrix is known to this relative accuracy, or
+        to rounding; 1e-3 where neither it nor `depth` is given
+    depth: the most block steps, each a product with A and one with A^T; alone, their number
+    block: columns of the test matrix; with fewer than `rank`, values of higher multiplicity than
+        `block` are counted short. By default half the rank, at least 32 and at most the rank and
+        8; and the rank and 8 with a depth, and where values are found so close together that
+        half may have been too few
+    seed, stream: where in the project's random stream the test matrix lies; it does not depend on
+        the batch, and the sign of each pair makes <v_i, first column of the test matrix> >= 0
+        (for m < n: u_i)
+    library: "own", that of A, does the work; "cupy", for a torch tensor on CUDA, has CuPy do it in
+        the same memory, on torch's stream and out of torch's pool, and gives tensors back
+
+    Where the Krylov space would take up most of min(m, n), the matrix is factored whole and the
+    error is rounding alone. `error` is an estimate, by the stagnation of the values (see
+    `_krylov.Convergence`), not a bound that holds with certainty: no method that has seen A only
+    through a few products has one. It may be too small where more values than a block has columns
+    lie within a few per cent of each other, and apart by more than the tolerance.
+
+    Raises TypeError or ValueError, naming the argument, for anything else; the index of the first
+    matrix of a batch that holds NaN or infinity is in the message.
+
+    Source: Musco and Musco, NeurIPS 2015, algorithm 2; Tropp and Webber 2023.
+    """
+    if library == "cupy":
+        from spectral_kernels.spectra._cupy import lent_to_cupy, returned  # noqa: PLC0415 (torch's side)
+
+        with lent_to_cupy(A) as lent:
+            found = randomized_svd(
+                lent, rank, tolerance=tolerance, depth=depth, block=block, seed=seed, stream=stream
+            )
+            U, S, Vh, error = (returned(part) for part in found[:4])
+            return SVDResult(U, S, Vh, error, found.iterations)
+    if library != "own":
+        raise ValueError(f"library: expected 'own' or 'cupy'; got {library!r}")
+    xp = namespace(A, "A")
+    A = as_matrices(xp, A, "A")
+    m, n = A.shape[-2:]
+    columns = min(m, n)
+    rank = positive_integer(rank, "rank", at_most=columns, meaning="min(m, n)")
+    if block is None:
+        block, wider = default_blocks(rank)
+        block = block if depth is None else wider
+    else:
+        block = wider = positive_integer(block, "block")
+    block, wider = min(block, columns), min(wider, columns)
+    if depth is not None:
+        depth = positive_integer(depth, "depth")
+        if depth * block < rank:
+            raise ValueError(
+                f"depth: expected depth * block >= rank = {rank}; got {depth} * {block}"
+            )
+    elif tolerance is None:
+        tolerance = TOLERANCE
+    if tolerance is not None:
+        tolerance = require_tolerance(tolerance)
+    require_seed(seed, stream)
+    with full_precision(xp):
+        operator = matrix(xp, A, largest_entries(xp, A, "A")).tall()
+        wanted = Wanted(
+            rank=rank,
+            tolerance=tolerance,
+            depth=depth,
+            block=block,
+            wider=wider,
+            seed=seed,
+            stream=stream,
+        )
+        U, S, V, error, iterations = _leading(operator, wanted)
+        first = test_matrix(xp, (columns, 1), seed, stream, column_offset=0, like=A)
+        negative = xp.sum(V * first, axis=-2, keepdims=True) < 0
+        U, V = (xp.where(negative, -X, X) for X in (U, V))
+        S, error = (operator.unscale(x) for x in (S, error))
+    if m < n:
+        U, V = V, U
+    return SVDResult(U, S, xp.matrix_transpose(V), error, iterations)
+
+
+def _leading(operator: Operator, wanted: Wanted) -> tuple[Array, Array, Array, Array, int]:
+    """U, S, V, error and iterations for an operator with m >= n, at unit scale."""
+    xp, dtype, rank = operator.xp, operator.like.dtype, wanted.rank
+    found = converge(operator, wanted)
+    if found is None:
+        U, S, V = _small.triplets(xp, operator.dense(), rank)
+        return U, S, V, rounding(S, operator), 0
+    space, state = found
+    U, S, V = _small.triplets(xp, space.T, rank)
+    return space.U @ U, S, space.V @ V, xp.astype(state.error, dtype), space.products
+
+
+def singular_values(A: Array, method: Literal["auto", "gram", "svd"] = "auto") -> Array:
+    """All singular values of A (..., m, n), descending: (..., min(m, n)), in working precision.
+
+    method: "gram", the square roots of the eigenvalues of A^T A or A A^T (the smaller) in working
+            precision: the fastest, good to sqrt(eps) sigma_1 (3e-4 sigma_1 in float32, 1.5e-8
+            sigma_1 in float64), so small values drown;
+        "svd", the library's `svdvals`: good to rounding, eps sigma_1 times a small factor;
+        "auto": good to rounding at the least cost: for float32 the Gram matrix in float64, for
+            float64 the library's `svdvals`.
+    """
+    if method not in ("auto", "gram", "svd"):
+        raise ValueError(f"method: expected 'auto', 'gram' or 'svd'; got {method!r}")
+    xp = namespace(A, "A")
+    A = as_matrices(xp, A, "A")
+    with full_precision(xp):
+        largest = largest_entries(xp, A, "A")
+        if not np.all((largest >= 1 / UNSCALED) & (largest <= UNSCALED)):
+            operator = matrix(xp, A, largest)
+            return operator.unscale(_all_values(xp, A * operator.first * operator.second, method))
+        return _all_values(xp, A, method)
+
+
+def _all_values(xp: Namespace, A: Array, method: str) -> Array:
+    """`singular_values` of matrices whose squares are far from the ends of their range."""
+    if method == "auto":
+        S = _small.values(xp, A)
+    elif method == "gram":
+        S = _small.gram_values(xp, A, A.dtype)
+    else:
+        S = xp.linalg.svdvals(A)
+    return xp.astype(S, A.dtype)

@@ -1,0 +1,1 @@
+"""What the inputs of a model's layers say."""

@@ -1,0 +1,104 @@
+"""What the layers of a model see, gathered once, for any number of prunings of it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from spectral_engine.calibration.calibrator import MAX_BYTES, Calibrated, Calibration
+from spectral_engine.calibration.forward import Forward
+from spectral_engine.calibration.stages import Stage, held_bytes, mended
+from spectral_engine.layers.find import Layer, layers_to_prune
+from spectral_engine.layers.selector import Selector
+from spectral_engine.matrix.moments import Moments
+from spectral_engine.recipe.methods import Refit
+
+
+class InputMoments:
+    """The moments of each layer's inputs in the dense model; see `calibrate`.
+
+    moments: by the layer's name, shared by layers that see the same inputs. unseen: the reason, by
+    name, of layers without. `prune` takes it for `calibration`, of the model or of a copy of it.
+    """
+
+    def __init__(self, moments: Mapping[str, Moments], unseen: Mapping[str, str]) -> None:
+        self.moments, self.unseen = dict(moments), dict(unseen)
+
+    def __repr__(self) -> str:
+        """How many layers there are."""
+        return f"InputMoments(of {len(self.moments)} layers, {len(self.unseen)} unseen)"
+
+    def of(
+        self, layers: Sequence[Layer], bias_correction: bool, refit: Refit, max_bytes: int
+    ) -> Iterator[Calibrated]:
+        """The layers with their moments, and with the reason those that have none.
+
+        Raises:
+            ValueError: a layer that was not there, or had another number of inputs, when these
+                were gathered; or more working memory than `max_bytes`.
+        """
+        for layer in layers:
+            self._require(layer)
+            needed = held_bytes([Stage([layer], [])], refit)
+            if needed > max_bytes:
+                raise ValueError(
+                    f"max_bytes: the moments of {layer.name} and the working memory of its refit "
+                    f"come to {needed:,} bytes; got {max_bytes:,}"
+                )
+        for layer in layers:
+            moments = self.moments.get(layer.name)
+            if moments is None:
+                yield Calibrated(layer, None, self.unseen[layer.name])
+            else:
+                mends = mended(layer, bias_correction)
+                yield Calibrated(layer, moments.deviations() if mends else moments, None, mends)
+
+    def _require(self, layer: Layer) -> None:
+        if layer.name not in self.moments and layer.name not in self.unseen:
+            raise ValueError(
+                f"calibration: expected inputs of {layer.name}; got those of other layers, of "
+                f"which there are {len(self.moments) + len(self.unseen)}"
+            )
+        moments = self.moments.get(layer.name)
+        shape = layer.matrices().shape
+        expected = (*shape[:-2], shape[-1], shape[-1])
+        if moments is not None and tuple(moments.second.shape) != expected:
+            raise ValueError(
+                f"calibration: expected moments of shape {expected} at {layer.name}; got "
+                f"{tuple(moments.second.shape)}, of another model"
+            )
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Any,
+    *,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
+    split: Mapping[str, Sequence[str] | Mapping[str, int]] | None = None,
+    forward: Forward | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> InputMoments:
+    """Gather what a model's layers see, in one pass over the batches.
+
+    `prune(copy, ..., calibration=calibrate(model, batches))` is
+    `prune(copy, ..., calibration=batches, sequential=False)` without the pass, so that methods,
+    refits and sparsities can be compared at the price of one calibration. It holds the second
+    moments of all layers, n x n float32 for n input features.
+
+    Args:
+        model, targets, ignore, split, forward: as `prune` takes them; so are `batches`, for which
+            its `calibration` stands. max_bytes: of moments.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+    """
+    layers = layers_to_prune(model, Selector.of(targets, ignore), split)[0]
+    found = Calibration(model, layers, batches, forward, sequential=False, max_bytes=max_bytes)
+    moments, unseen = {}, {}
+    for one in found:
+        if one.moments is None:
+            unseen[one.layer.name] = one.reason or ""
+        else:
+            moments[one.layer.name] = one.moments
+    return InputMoments(moments, unseen)

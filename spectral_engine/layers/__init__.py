@@ -1,0 +1,1 @@
+"""Which weights of a model are pruned, and how each is seen as a matrix."""

@@ -1,0 +1,1 @@
+"""One matrix: sparsified, refitted, and how far it moved."""

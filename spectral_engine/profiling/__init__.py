@@ -1,0 +1,1 @@
+"""How fast sparsification runs on the device at hand."""

@@ -1,0 +1,1 @@
+"""A whole model or file: planned, calibrated, sparsified, written."""

@@ -1,0 +1,1 @@
+"""The spectra of a network's weights."""

@@ -1,0 +1,219 @@
+"""Two states of one network, compared weight by weight: how far pruning moved its spectrum."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
+
+from spectral_engine._util.text import as_text, plain_text
+from spectral_engine._util.threads import for_each
+from spectral_engine.checkpoints.atomic import replacing_file
+from spectral_engine.checkpoints.base import brief
+from spectral_engine.layers.find import Skipped
+from spectral_engine.layers.selector import Selector
+from spectral_engine.matrix.arrays import check_rank
+from spectral_engine.matrix.errors import batch_errors, errors
+from spectral_engine.spectral.compute import COPIES, at_least_one
+from spectral_engine.spectral.weights import Weight, require_found, weights_of
+
+WIDTH = 110
+#: Names in a message, before it says how many more there are.
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """One weight of the pruned network against the dense one.
+
+    spectral, frobenius: relative errors; singular_values: mean and worst relative error of the
+    leading `rank` ones; left_angle, right_angle: the largest principal angle between the leading
+    subspaces, radians. Of a weight that is several blocks, a grouped convolution for one, `rank`
+    is of each block. An error of a weight that was zero and no longer is, is infinite.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    rank: int
+    spectral: float
+    frobenius: float
+    mean_singular_value: float
+    worst_singular_value: float
+    left_angle: float
+    right_angle: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; `print` shows it as a table."""
+
+    layers: list[LayerErrors] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; an infinite error is None."""
+        rows = [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in asdict(layer).items()
+            }
+            for layer in self.layers
+        ]
+        return {"layers": rows, "skipped": [asdict(skipped) for skipped in self.skipped]}
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write JSON, whole or not at all; an existing file only with `force`."""
+        with replacing_file(Path(path), force=force) as file:
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+    def table(self) -> Table:
+        """One row a weight, for rich."""
+        table = Table(
+            title=f"{len(self.layers)} weights",
+            caption="relative errors; angles between the leading subspaces in degrees",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("weight", overflow="fold")
+        for name in (
+            "shape", "sparsity", "spectral", "Frobenius", "values", "worst", "left", "right",
+        ):  # fmt: skip
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.layers:
+            table.add_row(
+                plain_text(row.name),
+                "x".join(map(str, row.shape)),
+                *(
+                    f"{value:.4f}"
+                    for value in (
+                        row.sparsity,
+                        row.spectral,
+                        row.frobenius,
+                        row.mean_singular_value,
+                        row.worst_singular_value,
+                    )
+                ),
+                f"{math.degrees(row.left_angle):.1f}",
+                f"{math.degrees(row.right_angle):.1f}",
+            )
+        return table
+
+    def __str__(self) -> str:
+        left = (plain_text(f"not compared: {one.name}, {one.reason}") for one in self.skipped)
+        return as_text(WIDTH, self.table(), *left)
+
+
+def compare(
+    dense: nn.Module | str | os.PathLike[str],
+    pruned: nn.Module | str | os.PathLike[str],
+    rank: int = 64,
+    *,
+    targets: str | list[str] | None = None,
+    ignore: str | list[str] | None = None,
+    split: Any = None,
+    max_bytes: int = 1 << 28,
+    progress: Callable[[LayerErrors], None] | None = None,
+) -> Comparison:
+    """The errors of each weight of a pruned network, found by `errors` without a full SVD.
+
+    Args:
+        dense, pruned: two models, the weights of which are seen and named as in a report of
+            `prune`, or two weight files or folders of any format; with the same weights.
+        rank: leading values and vectors that are compared, at most min(m, n) of each.
+        targets, ignore, split: as in `spectra`.
+        max_bytes: working memory; with more to a pair of tensors, one pair is in memory at a time.
+        progress: called with each row as it is done, from any thread and in any order.
+
+    Raises:
+        TypeError, ValueError, OSError: name what was wrong: a weight that only one of the two has
+            or that differs in shape, before anything is computed; NaN or infinity.
+    """
+    check_rank(rank)
+    at_least_one("max_bytes", max_bytes)
+    if isinstance(dense, nn.Module) is not isinstance(pruned, nn.Module):
+        raise TypeError(
+            "pruned: expected a model if dense is one, and a path if it is a path; got "
+            f"{type(dense).__name__} and {type(pruned).__name__}"
+        )
+    selector = Selector.of(targets, ignore)
+    found = Comparison()
+    with (
+        weights_of(dense, selector, split) as (weights, skipped),
+        weights_of(pruned, Selector.of(targets, ignore), split) as (others, unlike),
+    ):
+        found.skipped.extend(skipped)
+        require_found(weights, selector)
+        names = [name for weight in weights for name in (weight.name, *weight.shared_with)]
+        seen = {*names, *(row.name for row in skipped)}
+        pairs = {name: other for other in others for name in (other.name, *other.shared_with)}
+        where = type(pruned).__name__ if isinstance(pruned, nn.Module) else str(pruned)
+        for row in unlike:
+            if row.name in names:
+                raise TypeError(
+                    f"pruned: expected floating-point numbers in tensor {brief(row.name)} of "
+                    f"{where}; got {row.reason}"
+                )
+        _refuse("pruned", where, "the weights of the dense one", "it lacks",
+                [name for name in names if name not in pairs])  # fmt: skip
+        _refuse("pruned", where, "no other weights than the dense one", "it has",
+                [name for name in pairs if name not in seen])  # fmt: skip
+        for weight in weights:
+            other = pairs[weight.name]
+            if (other.shape, other.blocks) != (weight.shape, weight.blocks):
+                raise ValueError(
+                    f"pruned: expected tensor {brief(weight.name)} of {where} to have the shape"
+                    f" of the dense one, {weight.shape}; got {other.shape}"
+                )
+        rows: dict[str, LayerErrors] = {}
+
+        def measure(weight: Weight) -> None:
+            try:
+                row = _measure(weight, pairs[weight.name], rank)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"tensor {brief(weight.name)}: {error}") from error
+            rows[weight.name] = row
+            if progress is not None:
+                progress(row)
+
+        for_each(measure, weights, lambda weight: COPIES * 8 * weight.size, max_bytes)
+        found.layers.extend(rows[weight.name] for weight in weights)
+    return found
+
+
+def _measure(weight: Weight, other: Weight, rank: int) -> LayerErrors:
+    original, sparse = weight.load(), other.load()
+    rank = min(rank, *weight.matrix)
+    sparsity = float((sparse == 0).double().mean())
+    if torch.equal(original, sparse):
+        return LayerErrors(weight.name, weight.shape, sparsity, rank, *(0.0,) * 6)
+    if weight.blocks > 1:
+        result = batch_errors(original, sparse, rank)
+    else:
+        result = errors(original[0], sparse[0], rank, method="matrix-free")
+    return LayerErrors(
+        name=weight.name,
+        shape=weight.shape,
+        sparsity=sparsity,
+        rank=rank,
+        spectral=result.spectral,
+        frobenius=result.frobenius,
+        mean_singular_value=result.mean_singular_value,
+        worst_singular_value=float(result.singular_values.max()),
+        left_angle=float(result.left_angles.max()),
+        right_angle=float(result.right_angles.max()),
+    )
+
+
+def _refuse(argument: str, where: str, expected: str, verb: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(map(brief, names[:_SHOWN]))
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise ValueError(f"{argument}: expected {expected} in {where}; {verb} {shown}{more}")

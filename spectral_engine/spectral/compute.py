@@ -1,0 +1,237 @@
+"""How the spectra of weights are taken: in which batches, by which method, in how much memory.
+
+A weight with at most `full_size` rows or columns gets its whole spectrum from its Gram matrix,
+a larger one its leading values by block Krylov iteration and a density of the rest. On the CPU the
+weights are worked on side by side (`parallel`), elsewhere those of one shape in one batch. One
+that is several blocks, as a grouped convolution is, has the values of all of them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from spectral_kernels.spectra.density import spectral_density
+from spectral_kernels.spectra.svd import randomized_svd, singular_values
+
+from spectral_engine._util.threads import for_each
+from spectral_engine.matrix.arrays import check_rank, frobenius_norm, largest_magnitude
+from spectral_engine.spectral.statistics import Values, estimated_statistics, statistics
+from spectral_engine.spectral.table import LayerSpectrum
+from spectral_engine.spectral.weights import Weight
+
+Full = bool | Literal["auto"]
+
+#: Up to this min(m, n) the whole spectrum is taken: 2048 x 2048 takes about a second on two cores.
+FULL_SIZE = 2048
+#: Working memory, in working precision, as a multiple of the matrix itself.
+COPIES = 4
+MAX_BYTES = 1 << 30
+
+
+def at_least_one(name: str, value: Any) -> None:
+    """TypeError unless `value` is an integer, ValueError unless it is 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer; got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected 1 or more; got {value}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How spectra are taken; see `spectra`."""
+
+    rank: int
+    tolerance: float
+    full: Full = "auto"
+    seed: int = 0
+    full_size: int = FULL_SIZE
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", check_rank(self.rank))  # a plain int, for JSON
+        at_least_one("max_bytes", self.max_bytes)
+        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, int | float):
+            raise TypeError(f"tolerance: expected a number; got {self.tolerance!r}")
+        if not (math.isfinite(self.tolerance) and self.tolerance > 0.0):
+            raise ValueError(f"tolerance: expected a number above 0; got {self.tolerance!r}")
+        if self.full not in (True, False, "auto"):
+            raise ValueError(f"full: expected True, False or 'auto'; got {self.full!r}")
+
+    def whole(self, shape: tuple[int, int]) -> bool:
+        """Whether a matrix of this shape gets its whole spectrum."""
+        smaller = min(shape)
+        if self.full == "auto":
+            return smaller <= self.full_size
+        return bool(self.full) or self.rank >= smaller
+
+    def cost(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes of working memory for one matrix."""
+        wide = dtype == torch.float64 or self.full is True
+        square = min(shape) ** 2 if self.whole(shape) else 0
+        return COPIES * (8 if wide else 4) * (shape[0] * shape[1] + square)
+
+
+def run(
+    function: Callable[[list[Weight]], None],
+    weights: list[Weight],
+    options: Options,
+) -> None:
+    """Call function(batch) until every weight was in one.
+
+    On the CPU a batch is one weight and several run side by side; on another device it holds
+    weights of one shape and dtype, as many as `max_bytes` allows, one batch after the other.
+    """
+
+    def cost(weight: Weight) -> int:
+        return weight.blocks * options.cost(weight.matrix, weight.dtype)
+
+    for_each(
+        function,
+        [[weight] for weight in weights if weight.device.type == "cpu"],
+        lambda batch: cost(batch[0]),
+        options.max_bytes,
+    )
+    alike: dict[tuple[Any, ...], list[Weight]] = {}
+    for weight in weights:
+        if weight.device.type != "cpu":
+            kind = (weight.matrix, weight.blocks, weight.dtype, weight.device)
+            alike.setdefault(kind, []).append(weight)
+    for group in alike.values():
+        count = max(1, options.max_bytes // cost(group[0]))
+        for first in range(0, len(group), count):
+            function(group[first : first + count])
+
+
+def measure(batch: list[Weight], options: Options) -> list[LayerSpectrum]:
+    """One row for each weight of a batch of one shape, dtype and device."""
+    start = time.perf_counter()
+    shape, blocks = batch[0].matrix, batch[0].blocks
+    matrices = load(batch)
+    require_finite(batch, matrices)
+    spectra, resolution = known_values(matrices, options)
+    if resolution is not None:
+        read = [
+            statistics(values, shape, norm_of_values(values), resolution * float(values[0]))
+            for values in spectra
+        ]
+    else:
+        read = [
+            estimated_statistics(values, nodes, weights, shape, norm, blocks)
+            for values, nodes, weights, norm in zip(
+                spectra, *density(matrices, options), map(norm_of, matrices), strict=True
+            )
+        ]
+    seconds = (time.perf_counter() - start) / len(batch)
+    return [
+        LayerSpectrum(
+            name=weight.name,
+            shape=weight.shape,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            singular_values=tuple(values[: options.rank].tolist()),
+            statistics=found,
+            known=values,
+            count=weight.count,
+            resolution=(resolution or 0.0) * float(values[0]),
+            seconds=seconds,
+            shared_with=weight.shared_with,
+        )
+        for weight, values, found in zip(batch, spectra, read, strict=True)
+    ]
+
+
+def load(batch: list[Weight]) -> torch.Tensor:
+    """The matrices (b, blocks, m, n) of a batch; one alone is not copied."""
+    loaded = [weight.load() for weight in batch]
+    return loaded[0][None] if len(loaded) == 1 else torch.stack(loaded)
+
+
+def require_finite(batch: list[Weight], matrices: torch.Tensor) -> None:
+    """ValueError that names the first weight of a batch with NaN or infinity."""
+    for weight, own in zip(batch, matrices, strict=True):
+        if not math.isfinite(largest_magnitude(own)):
+            raise ValueError(f"model: {weight.name} holds NaN or infinity")
+
+
+def runs(matrices: torch.Tensor, options: Options) -> Iterator[torch.Tensor]:
+    """Matrices (b, m, n) in runs of as many as `max_bytes` allows, or of one."""
+    m, n = matrices.shape[-2:]
+    step = max(1, options.max_bytes // options.cost((m, n), matrices.dtype))
+    for first in range(0, len(matrices), step):
+        yield matrices[first : first + step]
+
+
+def known_values(matrices: torch.Tensor, options: Options) -> tuple[Values, float | None]:
+    """The values (b, k) that `options` ask for, of all blocks of each of (b, blocks, m, n).
+
+    Also how well the smallest is known, over sigma_1; None where only the leading values are known
+    and not all. The `rank` leading ones of all blocks are among the `rank` leading of each.
+    """
+    b, blocks, m, n = matrices.shape
+    rank = min(options.rank, m, n)
+    resolution: float | None = None
+    found: list[torch.Tensor] = []
+    for some in runs(matrices.flatten(0, 1), options):
+        if options.whole((m, n)):
+            values, reached = whole_spectrum(some, rank, options.tolerance, options.full is True)
+            resolution = max(resolution or 0.0, reached)
+        else:
+            values = randomized_svd(some, rank, tolerance=options.tolerance, seed=options.seed).S
+        found.append(values)
+    spectra = _on_host(torch.cat(found)).reshape(b, -1)
+    if blocks > 1:
+        spectra = np.sort(spectra, axis=1)[:, ::-1]
+    if resolution is None:
+        spectra = spectra[:, : min(options.rank, blocks * min(m, n))]
+    return spectra, resolution
+
+
+def density(matrices: torch.Tensor, options: Options) -> tuple[Values, Values]:
+    """Nodes and weights (b, k) of the density of all singular values of each (b, blocks, m, n)."""
+    b, blocks = matrices.shape[:2]
+    found = [
+        spectral_density(some, seed=options.seed) for some in runs(matrices.flatten(0, 1), options)
+    ]
+    nodes = _on_host(torch.cat([one.nodes for one in found])).reshape(b, -1)
+    weights = _on_host(torch.cat([one.weights for one in found])).reshape(b, -1)
+    return nodes, weights / blocks
+
+
+def norm_of_values(values: Values) -> float:
+    """||W||_F from all singular values, descending, whose squares may leave float64's range."""
+    first = float(values[0])
+    return first * float(np.linalg.norm(values / first)) if first > 0.0 else 0.0
+
+
+def norm_of(blocks: torch.Tensor) -> float:
+    """||W||_F of the matrix that has blocks (b, m, n) on its diagonal."""
+    return math.hypot(*(frobenius_norm(block) for block in blocks))
+
+
+def whole_spectrum(
+    matrices: torch.Tensor, rank: int, tolerance: float, exact: bool
+) -> tuple[torch.Tensor, float]:
+    """All singular values (..., min(m, n)), and how well the smallest are known, over sigma_1.
+
+    An eigenvalue of the Gram matrix in float32 is off by about d = eps sqrt(m + n) sigma_1^2, and
+    sigma_i by d / (2 sigma_i): enough for the leading `rank` values and the larger half, unless
+    they fall below sqrt(d / (2 tolerance)). Then, or where `exact`, the Gram matrix is in float64
+    (for float64 the SVD is taken), and all values are good to rounding.
+    """
+    *_, m, n = matrices.shape
+    d = torch.finfo(torch.float32).eps * math.sqrt(m + n)
+    if not exact and matrices.dtype != torch.float64:
+        values: torch.Tensor = singular_values(matrices, method="gram")
+        needed = max(rank, (min(m, n) + 1) // 2)
+        if bool((values[..., needed - 1] >= values[..., 0] * math.sqrt(d / 2 / tolerance)).all()):
+            return values, math.sqrt(d)
+    values = singular_values(matrices)
+    return values, float(torch.finfo(values.dtype).eps) * math.sqrt(m + n)
+
+
+def _on_host(values: torch.Tensor) -> Values:
+    host: Values = values.double().cpu().numpy()
+    return host

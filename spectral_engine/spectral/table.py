@@ -1,0 +1,170 @@
+"""The spectra of a network: one row a weight, as a table, a dictionary, a data frame or a file."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+
+from spectral_engine._util.optional import optional
+from spectral_engine._util.text import as_text, plain_text
+from spectral_engine.checkpoints.atomic import replacing_file
+from spectral_engine.layers.find import Skipped
+from spectral_engine.spectral.statistics import PowerLaw, Statistics
+
+#: The width of a printed table.
+WIDTH = 132
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """The spectrum of one weight.
+
+    singular_values: the leading ones, descending
+    known: all that are known; where `whole`, all `count` that there are, though those below
+        `resolution` are lost in rounding
+    seconds: its share of the time of its batch.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    singular_values: tuple[float, ...]
+    statistics: Statistics
+    seconds: float
+    known: NDArray[np.float64] = field(repr=False, compare=False)
+    count: int
+    resolution: float = 0.0
+    shared_with: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all singular values are known."""
+        return len(self.known) == self.count
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; what is not known is None."""
+        row = asdict(self.statistics)
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "count": self.count,
+            "whole": self.whole,
+            **row,
+            "estimated": list(self.statistics.estimated),
+            "singular_values": list(self.singular_values),
+            "seconds": self.seconds,
+            "shared_with": list(self.shared_with),
+        }
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """What `spectra` found; `print` shows it as a table. `seconds` is the whole run."""
+
+    rank: int
+    tolerance: float
+    layers: list[LayerSpectrum]
+    skipped: list[Skipped]
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerSpectrum]:
+        return iter(self.layers)
+
+    def __getitem__(self, name: str) -> LayerSpectrum:
+        """The row of a weight, by any of its names."""
+        for layer in self.layers:
+            if name == layer.name or name in layer.shared_with:
+                return layer
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "rank": self.rank,
+            "tolerance": self.tolerance,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "skipped": [asdict(skipped) for skipped in self.skipped],
+            "seconds": self.seconds,
+        }
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame, one row a weight; the power law in columns of its own.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        pandas = optional("to_pandas", "pandas")
+        rows = []
+        for layer in self.layers:
+            row = layer.to_dict()
+            law = row.pop("power_law") or dict.fromkeys(PowerLaw.__dataclass_fields__)
+            law["power_law_distance"] = law.pop("distance")
+            rows.append(row | law)
+        return pandas.DataFrame(rows).set_index("name")
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write JSON, whole or not at all; an existing file only with `force`."""
+        with replacing_file(Path(path), force=force) as file:
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw the singular values of every weight to an image file; see `spectral_plots`."""
+        from spectral_engine.spectral.plots import plot_spectra  # noqa: PLC0415  (matplotlib)
+
+        return plot_spectra(self, Path(path))
+
+    def table(self) -> Table:
+        """One row a weight, for rich; ~ marks an estimate, >= the least that a value can be."""
+        table = Table(
+            title=f"{len(self.layers)} weights, {self.seconds:.2f} s",
+            caption="~ estimated; sig. 1: ||W||_2; rank %: values that hold 90/95/99 % of ||W||_F^2"
+            "; edge: Marchenko-Pastur; alpha: exponent of the tail of sigma^2, KS its distance",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("weight", overflow="fold")
+        for name in (
+            "shape", "sig. 1", "Frobenius", "stable", "effective", "rank %", "edge", "above",
+            "alpha", "KS", "condition",
+        ):  # fmt: skip
+            table.add_column(name, justify="right", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(
+                plain_text(layer.name), "x".join(map(str, layer.shape)), *_cells(layer.statistics)
+            )
+        return table
+
+    def __str__(self) -> str:
+        left = (plain_text(f"no spectrum: {one.name}, {one.reason}") for one in self.skipped)
+        return as_text(WIDTH, self.table(), *left)
+
+
+def _cells(row: Statistics) -> Iterator[str]:
+    def mark(*names: str) -> str:
+        return "~" if any(name in row.estimated for name in names) else ""
+
+    yield f"{row.spectral:.4g}"
+    yield f"{row.frobenius:.4g}"
+    yield f"{row.stable_rank:.1f}"
+    yield f"{mark('effective_rank')}{row.effective_rank:.1f}"
+    ranks = f"{row.rank_90}/{row.rank_95}/{row.rank_99}"
+    yield f"{mark('rank_90', 'rank_95', 'rank_99')}{ranks}"
+    yield "-" if row.edge is None else f"{mark('edge')}{row.edge:.3g}"
+    yield "-" if row.above_edge is None else f"{mark('above_edge')}{row.above_edge}"
+    law = row.power_law
+    yield "-" if law is None else f"{mark('power_law')}{law.alpha:.2f}±{law.alpha_error:.2f}"
+    yield "-" if law is None else f"{law.distance:.3f}"
+    if row.condition is None:
+        yield "-"
+    else:
+        yield f"{'>=' if 'condition' in row.estimated else ''}{row.condition:.2g}"

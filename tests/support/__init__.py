@@ -1,0 +1,1 @@
+"""What several tests share: cases, and Python in processes of its own."""
