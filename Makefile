@@ -41,7 +41,7 @@ test: $(STAMP) ## run the tests
 bench: $(STAMP) ## run the speed suite, then print its ratios to a parallel copy
 	@mkdir -p $(dir $(RESULT))
 	@$(BIN)/python -m pytest --benchmark --benchmark-json=$(RESULT) $(ARGS)
-	@$(BIN)/python bench/report.py $(RESULT)
+	@$(BIN)/python bench/speed/report.py $(RESULT)
 
 paper: $(STAMP) ## run the paper's tasks on the LeNets; figures in bench/results/paper, under 60 minutes
 	@for network in lenet-300-100 lenet-5; do for task in learning oneshot iterative; do \
@@ -52,7 +52,7 @@ paper: $(STAMP) ## run the paper's tasks on the LeNets; figures in bench/results
 gpu: ## check every kernel on the CUDA device and time it, under 8 minutes; writes GPU_RESULT
 	@for python in $(PYTHON) $(BIN)/python; do \
 		if "$$python" -c '$(CUDA)' 2>/dev/null; then \
-			PYTHONPATH=.:kernels "$$python" bench/gpu_suite.py --output $(GPU_RESULT) $(ARGS); \
+			PYTHONPATH=.:kernels "$$python" bench/gpu/suite.py --output $(GPU_RESULT) $(ARGS); \
 			exit $$?; \
 		fi; \
 	done; \

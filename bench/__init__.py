@@ -1,1 +1,1 @@
-"""Speed and quality, measured: the speed suite (`test_speed`, `report`) and scripts."""
+"""Speed (speed, gpu, spectra), quality and the paper's tasks, measured; results holds what came."""

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.paper.jobs import Settings
-from bench.paper.output import Result
+from bench.paper.reporting.output import Result
+from bench.paper.runs.jobs import Settings
 from bench.paper.tasks import TASKS
 
 

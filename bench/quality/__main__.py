@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 
 import spectral_engine as se
-from bench.quality import crepe, efficientnet, g2p, lenet, minilm
 from bench.quality.grid import SPARSITIES
-from bench.quality.network import Network
+from bench.quality.networks import crepe, efficientnet, g2p, lenet, minilm
+from bench.quality.networks.network import Network
 from bench.quality.plot import draw
 from bench.quality.run import plan, read_rows, run
 from bench.quality.summary import Summary, summarise

@@ -11,7 +11,7 @@ from typing import Any
 
 import spectral_engine as se
 from bench.quality.grid import Setting, settings
-from bench.quality.network import Network
+from bench.quality.networks.network import Network
 
 Row = dict[str, Any]
 #: A seed to what the layers see in the batches that it draws.

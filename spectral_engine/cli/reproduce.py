@@ -51,7 +51,7 @@ def reproduce(
     device = pick_device(device)
     tasks = _bench("bench.paper.reproduce")
     given: dict[str, Any] = {"out": out, "cache": cache}
-    settings = _bench("bench.paper.jobs").Settings(
+    settings = _bench("bench.paper.runs.jobs").Settings(
         network=network,
         data=data,
         seeds=seeds,

@@ -24,7 +24,7 @@ from spectral_engine.recipe.methods import resolve
 PACKAGES = ("torch", "triton", "numba", "numpy")
 #: Reads and writes of the array.
 PASSES = 3
-#: Machine instructions for an entry, of the float32 kernels on sm_90 (`bench/sass.py`): the
+#: Machine instructions for an entry, of the float32 kernels on sm_90 (`bench/gpu/sass.py`): the
 #: histogram, then the kernel that keeps the largest or the one that draws.
 INSTRUCTIONS = {
     "auto": 18 + 12,

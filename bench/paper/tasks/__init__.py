@@ -2,22 +2,18 @@
 
 from collections.abc import Callable
 
-from bench.paper.jobs import Settings
-from bench.paper.output import Result
+from bench.paper.reporting.output import Result
+from bench.paper.runs.jobs import Settings
 from bench.paper.tasks import (
-    depth,
     efficientnet,
     failures,
     headtohead,
     iterative,
     learning,
     oneshot,
-    optimizer,
-    recurrent,
     rewinding,
-    transformer,
-    width,
-)  # fmt: skip
+)
+from bench.paper.tasks.sweeps import depth, optimizer, recurrent, transformer, width
 
 TASKS: dict[str, Callable[[Settings], Result]] = {
     "learning": learning.run,

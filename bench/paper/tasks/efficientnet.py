@@ -3,21 +3,21 @@
 No labelled photographs come with a package, so performance is how often the pruned network chooses
 the dense one's class, and nothing is trained: it is pruned in one shot, as in `oneshot`. There is
 one network, so the intervals are Fisher's, over methods. `--data` is the folder of packages that
-`bench.quality.efficientnet` asks for, which also says what is pruned.
+`bench.quality.networks.efficientnet` asks for, which also says what is pruned.
 """
 
 import copy
 from dataclasses import replace
 from typing import Any
 
-from bench.paper.jobs import VERSION, Settings
-from bench.paper.measures import ERRORS, errors_of, spectra_of
-from bench.paper.output import Result, Table, panels, style
-from bench.paper.statistics import Interval, spearman_interval
-from bench.paper.store import remembered
+from bench.paper.reporting.measures import ERRORS, errors_of, spectra_of
+from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.statistics import Interval, spearman_interval
+from bench.paper.runs.jobs import VERSION, Settings
 from bench.paper.tasks.oneshot import FEW, PLAIN, Setting, by_prune
-from bench.quality import efficientnet
-from bench.quality.network import Network
+from bench.paper.training.store import remembered
+from bench.quality.networks import efficientnet
+from bench.quality.networks.network import Network
 from spectral_engine._util.threads import one_thread
 
 NAME = "efficientnet-lite0"

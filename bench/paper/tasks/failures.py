@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.paper.correlations import across
-from bench.paper.dense import Dense, trained
-from bench.paper.jobs import Settings, kept, run_all
-from bench.paper.measures import ERRORS, spectra_of
-from bench.paper.networks import CLASSES, ROWS, mlp, wide
-from bench.paper.objectives import OBJECTIVES
-from bench.paper.output import Result, Table, panels
-from bench.paper.statistics import mean_interval
+from bench.paper.reporting.correlations import across
+from bench.paper.reporting.measures import ERRORS, spectra_of
+from bench.paper.reporting.output import Result, Table, panels
+from bench.paper.reporting.statistics import mean_interval
+from bench.paper.runs.dense import Dense, trained
+from bench.paper.runs.jobs import Settings, kept, run_all
 from bench.paper.tasks.oneshot import chosen, images, judged, of_images, row, sparsities
+from bench.paper.training.networks import CLASSES, ROWS, mlp, wide
+from bench.paper.training.objectives import OBJECTIVES
 
 DEPTH, WIDTH = 2, 64
 

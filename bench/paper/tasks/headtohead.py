@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.at_start import AT_START, anything, at_start, chosen
-from bench.paper.dense import build, tested, trained
-from bench.paper.jobs import Settings, kept, run_all, say
-from bench.paper.output import Result, Table, panels, style
-from bench.paper.statistics import mean_interval
-from bench.paper.training import Training
+from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.statistics import mean_interval
+from bench.paper.runs.at_start import AT_START, anything, at_start, chosen
+from bench.paper.runs.dense import build, tested, trained
+from bench.paper.runs.jobs import Settings, kept, run_all, say
+from bench.paper.training.loop import Training
 from spectral_engine.recipe.methods import REFITS
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)

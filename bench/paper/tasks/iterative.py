@@ -15,11 +15,11 @@ import numpy as np
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.dense import evaluate, trained
-from bench.paper.jobs import Settings, kept, run_all, say
-from bench.paper.output import Result, Table, falling_share, panels, style
-from bench.paper.statistics import mean_interval
-from bench.paper.training import Recipe, Training, soft_targets
+from bench.paper.reporting.output import Result, Table, falling_share, panels, style
+from bench.paper.reporting.statistics import mean_interval
+from bench.paper.runs.dense import evaluate, trained
+from bench.paper.runs.jobs import Settings, kept, run_all, say
+from bench.paper.training.loop import Recipe, Training, soft_targets
 
 LADDER = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 #: Of networks where a round is dear.

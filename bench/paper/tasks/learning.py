@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.paper.dense import trained
-from bench.paper.jobs import Settings, kept, run_all
-from bench.paper.output import Result, Table, panels, style
-from bench.paper.statistics import mean_interval
+from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.statistics import mean_interval
+from bench.paper.runs.dense import trained
+from bench.paper.runs.jobs import Settings, kept, run_all
 
 #: Singular values whose course is kept and drawn, by index from 0.
 SHOWN = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -15,14 +15,20 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.correlations import across, correlated, over_draws, over_sparsities, unbiased
-from bench.paper.data import Part
-from bench.paper.dense import Dense, trained
-from bench.paper.jobs import Settings, kept, run_all
-from bench.paper.measures import ERRORS, errors_of, spectra_of
-from bench.paper.output import Result, Table, panels, style
-from bench.paper.statistics import mean_interval
-from bench.paper.training import Judge, accuracy
+from bench.paper.reporting.correlations import (
+    across,
+    correlated,
+    over_draws,
+    over_sparsities,
+    unbiased,
+)
+from bench.paper.reporting.measures import ERRORS, errors_of, spectra_of
+from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.statistics import mean_interval
+from bench.paper.runs.dense import Dense, trained
+from bench.paper.runs.jobs import Settings, kept, run_all
+from bench.paper.training.data import Part
+from bench.paper.training.loop import Judge, accuracy
 from spectral_engine.recipe.methods import REFITS
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)

@@ -13,12 +13,12 @@ import numpy as np
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.dense import build, tested, trained
-from bench.paper.jobs import Settings, kept, run_all, say
-from bench.paper.output import Result, Table, panels, style
-from bench.paper.statistics import mean_interval
+from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.statistics import mean_interval
+from bench.paper.runs.dense import build, tested, trained
+from bench.paper.runs.jobs import Settings, kept, run_all, say
 from bench.paper.tasks import headtohead
-from bench.paper.training import Training
+from bench.paper.training.loop import Training
 
 SPARSITIES = (0.8, 0.9, 0.95)
 #: Epochs after which the weights are taken.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.paper.jobs import Settings
+from bench.paper.runs.jobs import Settings
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.paper import at_start
-from bench.paper.data import Part
+from bench.paper.runs import at_start
+from bench.paper.training.data import Part
 
 
 def smooth_network() -> nn.Sequential:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import spectral_engine as se
-from bench.paper import dense, networks, objectives, training
-from bench.paper.data import Part
-from bench.paper.jobs import Settings
+from bench.paper.runs import dense
+from bench.paper.runs.jobs import Settings
 from bench.paper.tasks import headtohead, oneshot, rewinding
+from bench.paper.training.data import Part
+from bench.paper.training.loop import loop as training
+from bench.paper.training.loop import networks, objectives
 
 # Losses
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.paper.statistics import (
+from bench.paper.reporting.statistics import (
     Interval,
     mean_interval,
     ranks,

@@ -13,13 +13,17 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-from bench.paper import correlations, data, dense, jobs, networks, store, sweep, training
-from bench.paper.jobs import Settings
-from bench.paper.output import Result, Table
+from bench.paper.reporting import correlations
+from bench.paper.reporting.output import Result, Table
 from bench.paper.reproduce import reproduce
+from bench.paper.runs import dense, jobs
+from bench.paper.runs.jobs import Settings
 from bench.paper.tasks import TASKS, headtohead, iterative, learning, oneshot
-from bench.quality import efficientnet
-from bench.quality.network import Network
+from bench.paper.tasks.sweeps import sweep
+from bench.paper.training.loop import data, networks, store
+from bench.paper.training.loop import loop as training
+from bench.quality.networks import efficientnet
+from bench.quality.networks.network import Network
 from spectral_engine import cli
 
 # Each task

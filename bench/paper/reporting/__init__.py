@@ -1,0 +1,1 @@
+"""Measured numbers, their statistics, and the files they are written to."""

@@ -1,0 +1,1 @@
+"""Tasks that follow one network through pruning and retraining while one setting varies."""

@@ -1,0 +1,1 @@
+"""Data, networks and the loop that trains them."""

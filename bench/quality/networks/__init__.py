@@ -1,0 +1,1 @@
+"""The five networks of the quality benchmark, and the text that two of them read."""

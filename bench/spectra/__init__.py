@@ -1,0 +1,1 @@
+"""Singular values and spectra beside what others compute them with."""
