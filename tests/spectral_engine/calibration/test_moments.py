@@ -1,0 +1,102 @@
+"""Moments of all samples, and the memory they take."""
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import spectral_engine as se
+from spectral_engine.calibration.calibrator import Calibration
+from spectral_engine.matrix.moments import PANEL, Accumulator
+from tests.support.calibration_cases import (
+    Mlp,
+    batches,
+    layers_of,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_moments_are_those_of_all_samples():
+    """Catches a mean of batch means, batches of different size being counted alike."""
+    model, data = Mlp(), batches()
+    steps = {step.layer.name: step.moments for step in Calibration(model, layers_of(model), data)}
+    x = torch.cat(data).double()
+    for name, module in (("first", model.first), ("second", model.second)):
+        moments = steps[f"{name}.weight"]
+        assert torch.allclose(moments.second.double(), x.mT @ x / len(x), rtol=1e-5, atol=1e-6)
+        assert torch.allclose(moments.mean, x.mean(0), atol=1e-6)
+        assert moments.count == len(x)
+        x = torch.relu(module(x.float())).double().detach()
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_panels(batch):
+    """Catches a lower triangle that is not filled, or filled transposed."""
+    n = PANEL + 37
+    samples = torch.randn(*([batch] if batch else []), 50, n)
+    total = Accumulator(n, batch, torch.float32, CPU)
+    total.add(samples[..., :20, :])
+    total.add(samples[..., 20:, :])
+    expected = samples.double().mT @ samples.double() / 50
+    assert torch.allclose(total.moments().second.double(), expected, atol=1e-5)
+
+
+def test_many_small_batches_lose_nothing():
+    """Catches sums in half precision, or a running mean that drifts: 20,000 parts."""
+    total = Accumulator(2, None, torch.float16, CPU)
+    part = torch.tensor([[1.0, 0.1]], dtype=torch.float16)
+    for _ in range(20_000):
+        total.add(part)
+    exact = part.double().mT @ part.double()
+    assert torch.allclose(total.moments().second.double(), exact, rtol=1e-4)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors that were made under it and alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.most = 0
+        self.known: set[int] = set()
+
+    def _gone(self, place: int, size: int) -> None:
+        self.known.discard(place)
+        self.live -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                place, size = storage.data_ptr(), storage.nbytes()
+                if size and place not in self.known and not self._was_given(tensor, args):
+                    self.known.add(place)
+                    self.live += size
+                    self.most = max(self.most, self.live)
+                    weakref.finalize(storage, self._gone, place, size)
+        return result
+
+    @staticmethod
+    def _was_given(tensor: torch.Tensor, args) -> bool:
+        place = tensor.untyped_storage().data_ptr()
+        return any(
+            isinstance(given, torch.Tensor) and given.untyped_storage().data_ptr() == place
+            for given in args
+        )
+
+
+@pytest.mark.parametrize("refit", [None, "least-squares"])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_peak_memory(refit, bias_correction):
+    """Catches copies of the moments: two matrices of them are promised, beside the model."""
+    n = 1536
+    model = nn.Sequential(nn.Linear(n, 256), nn.ReLU(), nn.Linear(256, n), nn.ReLU(),
+                          nn.Linear(n, 64))  # fmt: skip
+    data = [torch.randn(32, n) for _ in range(2)]
+    with Peak() as peak:
+        se.prune(model, calibration=data, refit=refit, bias_correction=bias_correction,
+                 group="row", masks=False)  # fmt: skip
+    assert n * n * 4 < peak.most <= 2 * n * n * 4 + (1 << 20)

@@ -1,0 +1,117 @@
+"""Which layers are calibrated in one pass, in which order, through which pruned layers."""
+
+from itertools import chain, pairwise
+
+import torch
+from torch import nn
+
+import spectral_engine as se
+from spectral_engine.calibration.calibrator import Calibration
+from tests.support.calibration_cases import Mlp, batches, layers_of, seeded, stages
+
+
+def test_equal_inputs_make_one_stage():
+    """Catches q, k and v calibrated in three passes, and layers merged whose inputs differ."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.q, self.k, self.v, self.o, self.late = (nn.Linear(8, 8) for _ in range(5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mixed = self.o(self.q(x) * self.k(x) + self.v(x))
+            x += 1.0  # in place: what comes after has other inputs
+            return self.late(x) + mixed
+
+    model = Block()
+    calibration = Calibration(model, layers_of(model), [torch.randn(9, 8)])
+    names = [[layer.name[0] for layer in stage.layers] for stage in stages(calibration)]
+    assert names == [["q", "k", "v"], ["o"], ["l"]]
+
+
+def test_sequential_inputs_come_through_pruned_layers():
+    """Catches moments of the dense model where those of the pruned one were asked for."""
+    for sequential in (True, False):
+        model, dense, data = Mlp(), Mlp(), batches()
+        se.prune(model, sparsity=0.5, calibration=data, sequential=sequential, group="row")
+        source = model if sequential else dense
+        x = torch.relu(source.first(torch.cat(data))).detach()
+        score = dense.second.weight * x.square().mean(0).sqrt()
+        kept = score.abs() >= score.abs().topk(6, dim=1).values[:, -1:]
+        assert torch.equal(model.second.weight != 0, kept)
+
+
+def test_passes_gather_what_memory_allows():
+    """Catches one pass a layer where one would do, or more moments held than the largest layer's
+    and as much again."""
+    one_large, all_alike = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)), Mlp(8)
+    for model, n, passes in ((one_large, 64, 1), (all_alike, 8, 3)):
+        report = se.prune(model, calibration=torch.randn(9, n))
+        assert report.options["passes"] == passes
+        for asked, expected in ((True, len(layers_of(model))), (False, 1), (None, passes)):
+            calibration = Calibration(model, layers_of(model), torch.randn(9, n), sequential=asked)
+            assert calibration.passes == expected
+            most = 2 * 4 * n * n + 4 * n * 8  # moments, a copy, the pruned weight
+            assert (calibration.bytes > most) == (expected < passes)
+
+
+def test_a_pass_ends_with_its_block_and_sees_the_blocks_before_it_pruned():
+    """Catches a pass that runs to the model's end, and moments that miss what earlier passes
+    pruned, or see what their own does."""
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        widths = [8, 8, 32, 8, 8, 32, 8]
+        pairs = ((nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(widths))
+        return nn.Sequential(*chain(*pairs))
+
+    model, dense, data = build(), build(), batches()
+    calls = []
+    model[-2].register_forward_hook(lambda *_: calls.append(1))
+    calibration = Calibration(model, layers_of(model), data)
+    assert [[stage.layers[0].name for stage in stages] for stages in calibration._passes] == [
+        ["0.weight", "2.weight", "4.weight"], ["6.weight", "8.weight", "10.weight"]
+    ]  # fmt: skip
+    assert calibration.bytes == 2 * 4 * 32**2 + 4 * 32 * 8  # moments, a copy, the pruned weight
+    calls.clear()
+    for step in calibration:
+        place = int(step.layer.name.split(".")[0])
+        x = torch.cat(data)
+        with torch.no_grad():
+            for i in range(place):
+                x = (model if i < 6 <= place else dense)[i](x)
+        assert torch.allclose(step.moments.second, x.mT @ x / len(x), atol=1e-5)
+        assert len(calls) == (0 if place < 6 else len(data))
+        step.layer.write(step.layer.matrices() * 0.5)
+
+
+def test_order_is_that_of_the_forward_pass():
+    """Catches the order of registration, by which a layer would see its own successor pruned."""
+    model = nn.ModuleDict({"b": nn.Linear(8, 8), "a": nn.Linear(8, 8)})
+    report = se.prune(
+        model, calibration=batches(), forward=lambda m, x: m["b"](torch.relu(m["a"](x)))
+    )
+    assert [layer.name for layer in report.layers] == ["a.weight", "b.weight"]
+
+
+def test_passes_end_early():
+    """Catches passes that go on to layers whose outputs nobody needs."""
+    ran = []
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    for i, layer in enumerate(model):
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+    se.prune(model, calibration=[torch.randn(3, 8)])
+    assert ran == [*range(4), 0, 0, 1, 0, 1, 2, *range(4)]
+
+
+def test_shared_modules_see_all_their_inputs():
+    """Catches a module used twice that is calibrated on its first use only."""
+    layer = seeded(lambda: nn.Linear(8, 8))
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    report = se.prune(model, calibration=batches(2))
+    assert [row.samples for row in report.layers] == [2 * (16 + 17)]
+    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[1].weight = tied[0].weight
+    report = se.prune(tied, calibration=batches(2))
+    assert [row.samples for row in report.layers] == [2 * (16 + 17)]
