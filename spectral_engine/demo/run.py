@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from spectral_kernels.spectra.svd import singular_values
+from spectral_kernels.spectra import singular_values
 
 from spectral_engine._util.threads import one_thread
 from spectral_engine.demo.data import fashion_mnist_test, to_tensors

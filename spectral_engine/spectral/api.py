@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from spectral_kernels.spectra.svd import STREAM, randomized_svd
+from spectral_kernels.spectra import SVD_STREAM, randomized_svd
 from torch import nn
 
 from spectral_engine.layers.selector import Selector
@@ -43,7 +43,7 @@ def spectrum(
     tolerance: float | None = None,
     depth: int | None = None,
     seed: int = 0,
-    stream: int = STREAM,
+    stream: int = SVD_STREAM,
 ) -> Spectrum:
     """The leading `rank` singular triplets of a matrix (m, n), or of each of a batch (..., m, n).
 

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from spectral_kernels.spectra.density import spectral_density
-from spectral_kernels.spectra.svd import randomized_svd, singular_values
+from spectral_kernels.spectra import randomized_svd, singular_values, spectral_density
 
 from spectral_engine._util.threads import for_each
 from spectral_engine.matrix.arrays import check_rank, frobenius_norm, largest_magnitude

@@ -102,7 +102,7 @@ def estimated_statistics(
 ) -> Statistics:  # fmt: skip
     """Of a matrix of which the leading singular values and a density of all are known.
 
-    nodes, weights: the density, weights of sum 1 (`spectral_kernels.spectra.density`)
+    nodes, weights: the density, weights of sum 1 (`spectral_kernels.spectra.spectral_density`)
     shape: of each of the `blocks` on its diagonal
     """
     values, counts = with_density(leading, nodes, weights, blocks * min(shape), frobenius)

@@ -24,7 +24,7 @@ from spectral_kernels.spectra._operators import Operator, matrix
 from spectral_kernels.spectra.precision import full_precision
 
 #: The stream of the test matrices.
-STREAM = stream_id("spectral_kernels.svd")
+SVD_STREAM = stream_id("spectral_kernels.svd")
 #: Matrices whose largest entry is between 1 / this and this are not copied to be scaled.
 UNSCALED = 2.0**30
 #: The relative accuracy asked for where the caller names neither a tolerance nor a depth.
@@ -67,7 +67,7 @@ def randomized_svd(
     depth: int | None = None,
     block: int | None = None,
     seed: int = 0,
-    stream: int = STREAM,
+    stream: int = SVD_STREAM,
     library: Literal["own", "cupy"] = "own",
 ) -> SVDResult:
     """The leading `rank` singular triplets of A (..., m, n) by randomized block Krylov iteration.

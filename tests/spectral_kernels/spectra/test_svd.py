@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spectral_kernels.reference.stream import draws
 from spectral_kernels.spectra import _krylov, _small
 from spectral_kernels.spectra._arrays import namespace
-from spectral_kernels.spectra.svd import STREAM, SVDResult, randomized_svd, singular_values
+from spectral_kernels.spectra.svd import SVD_STREAM, SVDResult, randomized_svd, singular_values
 
 from tests.support.spectra_cases import (
     LIBRARIES,
@@ -107,7 +107,7 @@ def test_every_library_starts_from_the_same_stream(library: str) -> None:
 def test_sign_rule() -> None:
     """Catches a sign left to LAPACK: v_i . omega must not be negative, for A^T and for -A too."""
     A = matrix_of(SPECTRA["fast"])
-    omega = draws((A.shape[1], 1), 0, STREAM)[:, 0].astype(np.float64) / 2**23 - 1
+    omega = draws((A.shape[1], 1), 0, SVD_STREAM)[:, 0].astype(np.float64) / 2**23 - 1
     found, turned, negated = (randomized_svd(X, RANK) for X in (A, A.T, -A))
     assert (found.Vh @ omega > 0).all()
     np.testing.assert_allclose(turned.U, found.Vh.T, atol=1e-12)
