@@ -12,9 +12,9 @@ import spectral_engine as se
 from bench.paper.runs import dense
 from bench.paper.runs.jobs import Settings
 from bench.paper.tasks import headtohead, oneshot, rewinding
+from bench.paper.training import loop as training
+from bench.paper.training import networks, objectives
 from bench.paper.training.data import Part
-from bench.paper.training.loop import loop as training
-from bench.paper.training.loop import networks, objectives
 
 # Losses
 

@@ -20,8 +20,8 @@ from bench.paper.runs import dense, jobs
 from bench.paper.runs.jobs import Settings
 from bench.paper.tasks import TASKS, headtohead, iterative, learning, oneshot
 from bench.paper.tasks.sweeps import sweep
-from bench.paper.training.loop import data, networks, store
-from bench.paper.training.loop import loop as training
+from bench.paper.training import data, networks, store
+from bench.paper.training import loop as training
 from bench.quality.networks import efficientnet
 from bench.quality.networks.network import Network
 from spectral_engine import cli
