@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from spectral_engine.pruning.allocation import ALLOCATIONS
-from spectral_engine.recipe.methods import PRESETS, REFITS, resolve
+from spectral_engine.recipe.legacy import PRESETS, REFITS, resolve
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 

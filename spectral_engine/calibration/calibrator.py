@@ -48,7 +48,7 @@ from spectral_engine.calibration.stages import (
 )
 from spectral_engine.layers.find import Layer
 from spectral_engine.matrix.moments import Accumulator, Moments
-from spectral_engine.recipe.methods import NO_REFIT, Refit
+from spectral_engine.recipe.legacy import NO_REFIT, Refit
 
 #: Moments and the working memory of a refit beside them, unless the caller says otherwise.
 MAX_BYTES = 1 << 32

@@ -11,7 +11,7 @@ from spectral_engine.calibration.stages import Stage, held_bytes, mended
 from spectral_engine.layers.find import Layer, layers_to_prune
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.moments import Moments
-from spectral_engine.recipe.methods import Refit
+from spectral_engine.recipe.legacy import Refit
 
 
 class InputMoments:

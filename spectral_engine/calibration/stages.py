@@ -17,7 +17,7 @@ from spectral_engine.calibration.inputs import Call, Inputs, inputs_of
 from spectral_engine.layers.bias import bias_of
 from spectral_engine.layers.find import Layer
 from spectral_engine.matrix.moments import moment_bytes
-from spectral_engine.recipe.methods import Refit
+from spectral_engine.recipe.legacy import Refit
 
 Key = tuple[int, str]
 

@@ -18,7 +18,7 @@ from spectral_engine.profiling.device import pick_device
 from spectral_engine.profiling.records import DTYPES, Case, Profile, Row
 from spectral_engine.profiling.run import profile_cases, profile_model, trace
 from spectral_engine.profiling.shapes import MODELS
-from spectral_engine.recipe.methods import PRESETS
+from spectral_engine.recipe.legacy import PRESETS
 
 #: Narrower, the table would lose its columns.
 TABLE_WIDTH = 120

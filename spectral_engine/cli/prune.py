@@ -12,7 +12,7 @@ from spectral_kernels import LAW_NAMES
 from spectral_engine.pruning.allocation import ALLOCATIONS
 from spectral_engine.pruning.file import prune_file
 from spectral_engine.pruning.report import LayerReport
-from spectral_engine.recipe.methods import PRESETS
+from spectral_engine.recipe.legacy import PRESETS
 
 
 def prune(

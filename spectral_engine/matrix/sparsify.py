@@ -21,7 +21,7 @@ from spectral_engine.matrix.arrays import (
 from spectral_engine.matrix.errors import Errors, errors
 from spectral_engine.matrix.moments import Moments
 from spectral_engine.matrix.refit import Budget, bias_shift, refitted
-from spectral_engine.recipe.methods import Method, automatic, resolve
+from spectral_engine.recipe.legacy import Method, automatic, resolve
 
 
 class Default(float):

@@ -6,7 +6,7 @@ from typing import Any
 import spectral_kernels
 import torch
 
-from spectral_engine.recipe.methods import resolve
+from spectral_engine.recipe.legacy import resolve
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -19,7 +19,7 @@ from spectral_engine.matrix.sparsify import spectral_score
 from spectral_engine.profiling.device import free_bytes, now, reset_peak, taken
 from spectral_engine.profiling.records import Case, Profile, Row, check_case, nbytes
 from spectral_engine.profiling.shapes import ModelShapes
-from spectral_engine.recipe.methods import resolve
+from spectral_engine.recipe.legacy import resolve
 
 PACKAGES = ("torch", "triton", "numba", "numpy")
 #: Reads and writes of the array.

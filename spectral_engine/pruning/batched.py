@@ -13,7 +13,7 @@ from spectral_kernels import stream_id
 
 from spectral_engine.layers.find import Layer
 from spectral_engine.matrix.sparsify import Sparsified, made_report
-from spectral_engine.recipe.methods import Method
+from spectral_engine.recipe.legacy import Method
 
 #: Kinds of devices with launches to save.
 DEVICES = ("cuda",)

@@ -29,7 +29,7 @@ from spectral_engine.pruning.options import check_options, clamp_rank, method_of
 from spectral_engine.pruning.report import LayerReport, PruneReport, layer_report
 from spectral_engine.pruning.rollback import restored_on_error
 from spectral_engine.pruning.stacks import equal_shares, sparsify_each, sparsify_stacked
-from spectral_engine.recipe.methods import NO_REFIT, REFITS, automatic
+from spectral_engine.recipe.legacy import NO_REFIT, REFITS, automatic
 
 
 def prune(

@@ -12,7 +12,7 @@ from spectral_engine.matrix.arrays import check_rank
 from spectral_engine.matrix.sparsify import DEFAULT_SPARSITY, given, sparsify
 from spectral_engine.pruning.allocation import Goal
 from spectral_engine.pruning.report import PruneReport
-from spectral_engine.recipe.methods import Method, automatic_allocation, resolve
+from spectral_engine.recipe.legacy import Method, automatic_allocation, resolve
 
 #: Those that say which method it is, and all that `sparsify` takes too.
 _OF_METHOD = ("law", "law_parameter", "rescale", "mixture", "refit")

@@ -24,7 +24,7 @@ from bench.paper.runs.at_start import AT_START, anything, at_start, chosen
 from bench.paper.runs.dense import build, tested, trained
 from bench.paper.runs.jobs import Settings, kept, run_all, say
 from bench.paper.training.loop import Training
-from spectral_engine.recipe.methods import REFITS
+from spectral_engine.recipe.legacy import REFITS
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 RETRAIN, EARLY = 6, 1

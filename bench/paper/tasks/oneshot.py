@@ -29,7 +29,7 @@ from bench.paper.runs.dense import Dense, trained
 from bench.paper.runs.jobs import Settings, kept, run_all
 from bench.paper.training.data import Part
 from bench.paper.training.loop import Judge, accuracy
-from spectral_engine.recipe.methods import REFITS
+from spectral_engine.recipe.legacy import REFITS
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 LAWS = ("l1", "l2", "hybrid", "row-l1", "bernstein", "am07", "trimmed-l2", "quantised")

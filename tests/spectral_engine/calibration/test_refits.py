@@ -6,7 +6,7 @@ from torch import nn
 
 import spectral_engine as se
 from spectral_engine.layers.bias import add_to_bias
-from spectral_engine.recipe.methods import REFITS
+from spectral_engine.recipe.legacy import REFITS
 from tests.support.calibration_cases import Mlp, batches, layers_of, seeded
 
 

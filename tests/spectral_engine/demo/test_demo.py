@@ -18,7 +18,7 @@ from spectral_engine.cli import main
 from spectral_engine.demo import run
 from spectral_engine.demo.lenet import load_pretrained
 from spectral_engine.demo.plots import plot_accuracy, plot_spectra
-from spectral_engine.recipe.methods import PRESETS
+from spectral_engine.recipe.legacy import PRESETS
 
 # `spectral_engine.cli.demo` is the command, which stands before its module.
 demo_command = importlib.import_module("spectral_engine.cli.demo")

@@ -12,7 +12,7 @@ from spectral_engine.matrix.alps import admm_mask
 from spectral_engine.matrix.moments import Accumulator, Moments
 from spectral_engine.matrix.refit import bias_shift, least_squares, spectral
 from spectral_engine.matrix.sparsegpt import inverse_factor, sparsegpt
-from spectral_engine.recipe.methods import REFITS
+from spectral_engine.recipe.legacy import REFITS
 
 CALIBRATED = [name for name, refit in REFITS.items() if refit.needs_inputs]
 

@@ -13,7 +13,7 @@ from torch import nn
 import spectral_engine as se
 from spectral_engine.calibration.calibrator import Calibration
 from spectral_engine.layers.find import find_layers
-from spectral_engine.recipe.methods import REFITS
+from spectral_engine.recipe.legacy import REFITS
 from spectral_engine.layers.selector import Selector
 
 ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back at once
