@@ -1,0 +1,1 @@
+"""Numba kernels that pack a matrix and multiply by a packed one."""

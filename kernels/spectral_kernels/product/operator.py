@@ -1,0 +1,75 @@
+"""Multiply by a packed matrix, again and again."""
+
+from typing import Any
+
+from spectral_kernels.product import arrays
+from spectral_kernels.product.packed import Packed, check
+
+
+class Operator:
+    """y = x S^T of a packed matrix S (m, n); `prepare` makes it. Holds the packed arrays, no copies.
+
+    Attributes:
+        packed: what it multiplies by.
+        shape: (m, n).
+    """
+
+    def __init__(self, packed: Packed, run: Any) -> None:
+        self.packed, self.shape, self._run = packed, packed.shape, run
+
+    def __call__(self, x: Any) -> Any:
+        """The product, as `torch.nn.functional.linear(x, S)` gives it.
+
+        Products and sums are float32 (float64 where S is). An entry that is not stored is not
+        multiplied: an infinity in x reaches only the rows that have an entry there. Every call
+        gives the same bits, whatever the number of threads.
+
+        Args:
+            x: (..., n), float16, bfloat16, float32 or float64; of the packed arrays' kind and
+                device.
+
+        Returns:
+            (..., m) in x's dtype.
+
+        Raises:
+            TypeError: another kind of array or dtype.
+            ValueError: the last dimension is not n, or x is on another device.
+        """
+        arrays.dtype_of(x, "x")
+        values = self.packed.values
+        if arrays.is_torch(x) != arrays.is_torch(values):
+            raise TypeError(f"x: expected {type(values)}, as what was packed; got {type(x)}")
+        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
+            raise ValueError(f"x: expected (..., {self.shape[1]}); got {tuple(x.shape)}")
+        if arrays.is_torch(x) and x.device != values.device:
+            raise ValueError(f"x: expected on {values.device}; got {x.device}")
+        return self._run(x)
+
+
+def prepare(packed: Packed) -> Operator:
+    """An operator that multiplies by a packed matrix.
+
+    Args:
+        packed: as `pack` returns it. Its arrays are used as they are and must not change.
+
+    Returns:
+        The operator; its first call may compile.
+
+    Raises:
+        TypeError: an array of the wrong kind or dtype.
+        ValueError: shapes, bits and offsets that do not belong together.
+
+    >>> import numpy as np
+    >>> from spectral_kernels.product.packed import pack
+    >>> S = np.array([[0.0, 1.5, 0.0], [2.0, 0.0, -3.0]], np.float32)
+    >>> prepare(pack(S))(np.array([1.0, 2.0, 3.0], np.float32))
+    array([ 3., -7.], dtype=float32)
+    """
+    check(packed)
+    if arrays.on_gpu(packed.values):
+        from spectral_kernels.product.gpu.operator import runner as gpu  # noqa: PLC0415
+
+        return Operator(packed, gpu(packed))
+    from spectral_kernels.product.cpu.operator import runner  # noqa: PLC0415 (starts the compiler)
+
+    return Operator(packed, runner(packed))
