@@ -2,57 +2,100 @@
 
 import spectral_engine as se
 
-out = se.sparsify(weight, method="randomized", sparsity=0.9)
-report = se.prune(model, method="magnitude", sparsity=0.9)
+out = se.sparsify(weight, "randomized", 0.9)
+report = se.prune(model, "magnitude", 0.9)
+recipe = se.Recipe(se.Magnitude(), budget=se.ERK(0.9), refit=se.SpectralRefit())
 err = se.errors(weight, out.weight)
 spec = se.spectrum(weight, rank=64)
 print(se.spectra(model))
 """
 
 from spectral_engine.calibration.input_moments import InputMoments, calibrate
+from spectral_engine.calibration.request import Calibration
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.views import View, register_layer
 from spectral_engine.masking.mask import Mask
 from spectral_engine.masking.model import apply_masks, finalize, mask_zeros, masks
 from spectral_engine.matrix.errors import Errors, errors
-from spectral_engine.matrix.sparsify import Sparsified, SparsifyReport, sparsify
 from spectral_engine.pruning.file import prune_file
 from spectral_engine.pruning.model import prune
-from spectral_engine.pruning.report import LayerReport, PruneReport
+from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
+from spectral_engine.recipe.budgets import ERK, Budget, Global, MaxError, Pattern, Spectral, Uniform
+from spectral_engine.recipe.methods import Aligned, Magnitude, Method, Principal, Randomized
+from spectral_engine.recipe.presets import PRESETS, preset
+from spectral_engine.recipe.recipe import Recipe, load_recipes, save_recipes
+from spectral_engine.recipe.refits import (
+    ALPS,
+    BiasCorrection,
+    LeastSquares,
+    Refit,
+    Scale,
+    SparseGPT,
+    SpectralRefit,
+)
+from spectral_engine.recipe.select import Select
+from spectral_engine.sparsifying.report import Sparsified, SparsifyReport
+from spectral_engine.sparsifying.sparsify import sparsify
 from spectral_engine.spectral.api import Spectrum, spectra, spectrum
 from spectral_engine.spectral.compare import Comparison, LayerErrors, compare
-from spectral_engine.spectral.statistics import PowerLaw, Statistics
+from spectral_engine.spectral.power_law import PowerLaw
+from spectral_engine.spectral.statistics import Statistics
 from spectral_engine.spectral.table import LayerSpectrum, Spectra
 from spectral_engine.spectral.tracker import SpectrumTracker
-from spectral_engine.training.pruner import Pruner, Round, SpectrumCollapse
+from spectral_engine.training.pruner import Pruner, SpectrumCollapse
+from spectral_engine.training.rounds import Round
 from spectral_engine.training.schedules import Constant, Cubic, Iterative, OneShot, Schedule
 
 __version__ = "0.1.0"
 __all__ = [
+    "ALPS",
+    "ERK",
+    "PRESETS",
+    "Aligned",
+    "BiasCorrection",
+    "Budget",
+    "Calibration",
+    "CalibrationReport",
     "Comparison",
     "Constant",
     "Cubic",
     "Errors",
+    "Global",
     "InputMoments",
     "Iterative",
     "LayerErrors",
     "LayerReport",
     "LayerSpectrum",
+    "LeastSquares",
+    "Magnitude",
     "Mask",
+    "MaxError",
+    "Method",
     "OneShot",
+    "Pattern",
     "PowerLaw",
+    "Principal",
     "PruneReport",
     "Pruner",
+    "Randomized",
+    "Recipe",
+    "Refit",
     "Round",
+    "Scale",
     "Schedule",
+    "Select",
     "Skipped",
+    "SparseGPT",
     "Sparsified",
     "SparsifyReport",
     "Spectra",
+    "Spectral",
+    "SpectralRefit",
     "Spectrum",
     "SpectrumCollapse",
     "SpectrumTracker",
     "Statistics",
+    "Uniform",
     "View",
     "__version__",
     "apply_masks",
@@ -60,11 +103,14 @@ __all__ = [
     "compare",
     "errors",
     "finalize",
+    "load_recipes",
     "mask_zeros",
     "masks",
+    "preset",
     "prune",
     "prune_file",
     "register_layer",
+    "save_recipes",
     "sparsify",
     "spectra",
     "spectrum",

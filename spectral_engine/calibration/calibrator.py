@@ -13,7 +13,7 @@ the copy puts out there, from the inputs that the pruned model has (GPTAQ, arXiv
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,13 +28,13 @@ from spectral_engine.calibration.forward import (
     Forward,
     Hook,
     call,
-    check_batches,
     ending,
     evaluating,
     finite_batches,
     until_end,
 )
 from spectral_engine.calibration.inputs import Call
+from spectral_engine.calibration.request import Calibration, Request
 from spectral_engine.calibration.stages import (
     Source,
     Stage,
@@ -48,10 +48,7 @@ from spectral_engine.calibration.stages import (
 )
 from spectral_engine.layers.find import Layer
 from spectral_engine.matrix.moments import Accumulator, Moments
-from spectral_engine.recipe.legacy import NO_REFIT, Refit
 
-#: Moments and the working memory of a refit beside them, unless the caller says otherwise.
-MAX_BYTES = 1 << 32
 #: Why a layer has no moments though its inputs could be seen.
 UNREACHED = "no batch reached it"
 
@@ -60,7 +57,7 @@ UNREACHED = "no batch reached it"
 class Calibrated:
     """A layer with its moments, or with the reason why it has none.
 
-    bias_correction: whether a bias will mend the mean; the moments are centred then.
+    bias_correction: whether the layer's bias will be corrected; the moments are centred then.
     """
 
     layer: Layer
@@ -70,17 +67,8 @@ class Calibrated:
 
 
 @dataclass
-class Calibration:
-    """Batches for a model's layers, checked, with the order in which the layers come.
-
-    model, layers: whose moments are wanted.
-    batches: an iterable that can be gone through several times, such as a list or a DataLoader.
-        A tensor is given to the model as it is, a dictionary by keywords, and of a tuple or list
-        as many of the first as its forward takes: labels that come with inputs are left out.
-    forward: called with the model and a batch instead, if given.
-    sequential, asymmetric: see the module. What is asymmetric is sequential.
-    max_bytes: of moments and of the matrices that `refit` works in beside them.
-    bias_correction: whether biases will mend the mean, of layers that have one of their own.
+class Calibrator:
+    """Runs a model over calibration batches, and gives its layers with their moments, in order.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came. Nothing of the
@@ -88,37 +76,28 @@ class Calibration:
     """
 
     model: nn.Module
-    layers: list[Layer]
-    batches: Any
-    forward: Forward | None = None
-    sequential: bool | None = None
-    asymmetric: bool = False
-    max_bytes: int = MAX_BYTES
-    bias_correction: bool = False
-    refit: Refit = NO_REFIT
+    requests: Sequence[Request]
+    calibration: Calibration
     _passes: list[list[Stage]] = field(init=False, repr=False)
     _hidden: list[Calibrated] = field(init=False, repr=False)
     _run: Forward = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.batches, torch.Tensor | Mapping):
-            self.batches = [self.batches]
-        _check(self)
-        self._run = self.forward or call
+        self._run = self.calibration.forward or call
         self._hidden = []
         stages: list[Stage] = []
         names = {id(module): name for name, module in self.model.named_modules()}
-        wanted: list[tuple[Layer, list[Source]]] = []
-        for layer in self.layers:
-            sources, reason = sources_of(layer, names)
+        wanted: list[tuple[Request, list[Source]]] = []
+        for request in self.requests:
+            sources, reason = sources_of(request.layer, names)
             if reason is None:
-                wanted.append((layer, sources))
+                wanted.append((request, sources))
             else:
-                self._hidden.append(Calibrated(layer, None, reason))
+                self._hidden.append(Calibrated(request.layer, None, reason))
         if wanted:
             found = {source.key: source for _, sources in wanted for source in sources}
             trace = trace_of(self.model, found, self._checked_batches(), self._run)
-            stages, unseen = stages_of(wanted, trace, self.bias_correction)
+            stages, unseen = stages_of(wanted, trace)
             self._hidden += [Calibrated(layer, None, UNREACHED) for layer in unseen]
         self._passes = self._divided(stages)
         self._require_memory()
@@ -135,10 +114,10 @@ class Calibration:
 
     def _divided(self, stages: list[Stage]) -> list[list[Stage]]:
         """The stages of each pass."""
-        if self.sequential is False:
+        if self.calibration.sequential is False:
             return [stages] if stages else []
         alone = [[stage] for stage in stages]
-        if self.sequential or self.asymmetric:
+        if self.calibration.sequential or self.calibration.asymmetric:
             return alone
         most = max(map(self._held, alone), default=0)
         passes: list[list[Stage]] = []
@@ -150,7 +129,7 @@ class Calibration:
         return passes
 
     def _held(self, stages: list[Stage]) -> int:
-        return held_bytes(stages, self.refit, 2 if self.asymmetric else 1)
+        return held_bytes(stages, 2 if self.calibration.asymmetric else 1)
 
     def __iter__(self) -> Iterator[Calibrated]:
         """Layers with their moments, and then those without.
@@ -158,7 +137,7 @@ class Calibration:
         Passes come in the order of the forward pass, and what is done to the layers of one counts
         for the next; of a pass those with the smallest moments come first.
         """
-        dense = copy.deepcopy(self.model) if self.asymmetric and self._passes else None
+        dense = copy.deepcopy(self.model) if self.calibration.asymmetric and self._passes else None
         for stages in self._passes:
             yield from self._gathered(sorted(stages, key=stage_bytes), dense)
         yield from self._hidden
@@ -188,25 +167,30 @@ class Calibration:
                 raise ValueError(
                     f"calibration: the inputs of {stage.layers[0].name} hold NaN or infinity"
                 )
-            if moments is not None and stage.mends:
+            if moments is not None and stage.corrects_bias:
                 moments = moments.centre()
             for layer in stage.layers:
                 reason = None if moments is not None else UNREACHED
-                yield Calibrated(layer, moments, reason, moments is not None and stage.mends)
+                yield Calibrated(
+                    layer, moments, reason, moments is not None and stage.corrects_bias
+                )
             del moments
 
     def _checked_batches(self) -> Iterator[Any]:
         parameter = next(self.model.parameters(), None)
-        return finite_batches(self.batches, None if parameter is None else parameter.device)
+        return finite_batches(
+            self.calibration.batches, None if parameter is None else parameter.device
+        )
 
     def _require_memory(self) -> None:
-        if self.bytes > self.max_bytes:
+        most = self.calibration.max_bytes
+        if self.bytes > most:
             largest = max(chain(*self._passes), key=stage_bytes).layers[0]
             raise ValueError(
                 f"max_bytes: moments and their working memory come to {self.bytes:,} bytes, the "
-                f"largest those of {largest.name}; got {self.max_bytes:,}. Raise it, leave layers "
+                f"largest those of {largest.name}; got {most:,}. Raise it, leave layers "
                 "out with `ignore`"
-                + (", or use sequential=True" if self.sequential is False else "")
+                + (", or use sequential=True" if self.calibration.sequential is False else "")
             )
 
 
@@ -229,22 +213,6 @@ def _adding(source: Source, layer: Layer, total: Accumulator, twin: DenseTwin | 
             total.add(part, None if dense is None else next(dense))
 
     return hook
-
-
-def _check(calibration: Calibration) -> None:
-    check_batches(calibration.batches)
-    forward = calibration.forward
-    if forward is not None and not callable(forward):
-        raise TypeError(f"forward: expected a function of model and batch; got {forward!r}")
-    for name in ("sequential", "asymmetric"):
-        value = getattr(calibration, name)
-        if not (isinstance(value, bool) or (value is None and name == "sequential")):
-            raise TypeError(f"{name}: expected True or False; got {getattr(calibration, name)!r}")
-    limit = calibration.max_bytes
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"max_bytes: expected an integer; got {limit!r}")
-    if calibration.asymmetric and calibration.sequential is False:
-        raise ValueError("asymmetric: only a sequential calibration differs from the dense model")
 
 
 def _accumulator(stage: Stage) -> Accumulator:

@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from spectral_engine.calibration.calibrator import MAX_BYTES, Calibrated, Calibration
+from spectral_engine.calibration.calibrator import Calibrated, Calibrator
 from spectral_engine.calibration.forward import Forward
-from spectral_engine.calibration.stages import Stage, held_bytes, mended
+from spectral_engine.calibration.request import MAX_BYTES, Calibration, Request
+from spectral_engine.calibration.stages import Stage, corrects_bias, held_bytes
 from spectral_engine.layers.find import Layer, layers_to_prune
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.moments import Moments
-from spectral_engine.recipe.legacy import Refit
+from spectral_engine.recipe.refits import workspace_of
 
 
 class InputMoments:
@@ -28,30 +29,29 @@ class InputMoments:
         """How many layers there are."""
         return f"InputMoments(of {len(self.moments)} layers, {len(self.unseen)} unseen)"
 
-    def of(
-        self, layers: Sequence[Layer], bias_correction: bool, refit: Refit, max_bytes: int
-    ) -> Iterator[Calibrated]:
+    def of(self, requests: Sequence[Request], max_bytes: int = MAX_BYTES) -> Iterator[Calibrated]:
         """The layers with their moments, and with the reason those that have none.
 
         Raises:
             ValueError: a layer that was not there, or had another number of inputs, when these
                 were gathered; or more working memory than `max_bytes`.
         """
-        for layer in layers:
+        for layer, refit in requests:
             self._require(layer)
-            needed = held_bytes([Stage([layer], [])], refit)
+            needed = held_bytes([Stage([layer], [], workspace=workspace_of(refit))])
             if needed > max_bytes:
                 raise ValueError(
                     f"max_bytes: the moments of {layer.name} and the working memory of its refit "
                     f"come to {needed:,} bytes; got {max_bytes:,}"
                 )
-        for layer in layers:
+        for layer, refit in requests:
             moments = self.moments.get(layer.name)
             if moments is None:
                 yield Calibrated(layer, None, self.unseen[layer.name])
             else:
-                mends = mended(layer, bias_correction)
-                yield Calibrated(layer, moments.deviations() if mends else moments, None, mends)
+                corrects = corrects_bias(layer, refit)
+                centred = moments.deviations() if corrects else moments
+                yield Calibrated(layer, centred, None, corrects)
 
     def _require(self, layer: Layer) -> None:
         if layer.name not in self.moments and layer.name not in self.unseen:
@@ -94,7 +94,8 @@ def calibrate(
         TypeError, ValueError: name the argument, what was expected and what came.
     """
     layers = layers_to_prune(model, Selector.of(targets, ignore), split)[0]
-    found = Calibration(model, layers, batches, forward, sequential=False, max_bytes=max_bytes)
+    calibration = Calibration(batches, forward=forward, sequential=False, max_bytes=max_bytes)
+    found = Calibrator(model, [Request(layer, None) for layer in layers], calibration)
     moments, unseen = {}, {}
     for one in found:
         if one.moments is None:

@@ -14,10 +14,11 @@ from torch import nn
 
 from spectral_engine.calibration.forward import Hook, evaluating, hooked
 from spectral_engine.calibration.inputs import Call, Inputs, inputs_of
+from spectral_engine.calibration.request import Request
 from spectral_engine.layers.bias import bias_of
 from spectral_engine.layers.find import Layer
 from spectral_engine.matrix.moments import moment_bytes
-from spectral_engine.recipe.legacy import Refit
+from spectral_engine.recipe.refits import NO_REFIT, Refit, Workspace, workspace_of
 
 Key = tuple[int, str]
 
@@ -45,14 +46,16 @@ class Stage:
     """Layers of the same inputs.
 
     sources: where the inputs are seen; several for a weight that several modules share
-    mends: whether each layer has a bias of its own, to be corrected
+    corrects_bias: whether each layer has a bias of its own, to be corrected
+    workspace: the memory that the layers' refits work in, the largest of them
     end: a source that is reached only after all inputs have been seen, with its place among the
         calls of a forward pass; None if there is none
     """
 
     layers: list[Layer]
     sources: list[Source]
-    mends: bool = False
+    corrects_bias: bool = False
+    workspace: Workspace = NO_REFIT
     end: tuple[int, Source] | None = None
 
 
@@ -142,22 +145,24 @@ def trace_of(
 
 
 def stages_of(
-    wanted: list[tuple[Layer, list[Source]]], trace: Trace, bias_correction: bool
+    wanted: list[tuple[Request, list[Source]]], trace: Trace
 ) -> tuple[list[Stage], list[Layer]]:
     """Stages in the order in which a forward pass comes to them, and layers it never does."""
     sources = {source.key: source for _, found in wanted for source in found}
     groups: dict[tuple[Any, ...], Stage] = {}
     unseen = []
-    for layer, found in wanted:
+    for (layer, refit), found in wanted:
         reached = [source for source in found if source.key in trace.place]
         if not reached:
             unseen.append(layer)
             continue
         if len(reached) == 1:
             reached = [sources[trace.origin(reached[0].key)]]
-        mends = mended(layer, bias_correction)
-        key = (*sorted(source.key for source in reached), mends)
-        groups.setdefault(key, Stage([], reached, mends)).layers.append(layer)
+        corrects = corrects_bias(layer, refit)
+        key = (*sorted(source.key for source in reached), corrects)
+        stage = groups.setdefault(key, Stage([], reached, corrects))
+        stage.layers.append(layer)
+        stage.workspace = Workspace(*map(max, stage.workspace, workspace_of(refit)))
     stages = sorted(groups.values(), key=lambda stage: trace.place[stage.sources[0].key])
     origins = {key: trace.origin(key) for key in trace.place}
     calls = trace.calls[: trace.first]
@@ -170,9 +175,10 @@ def stages_of(
     return stages, unseen
 
 
-def mended(layer: Layer, bias_correction: bool) -> bool:
-    """Whether a bias of the layer's own will mend the mean of its outputs."""
-    return bias_correction and len(layer.owners) < 2 and bias_of(layer) is not None
+def corrects_bias(layer: Layer, refit: Refit | None) -> bool:
+    """Whether a bias of the layer's own will be corrected, so that its mean output stays."""
+    wanted = refit is not None and refit.bias_correction
+    return wanted and len(layer.owners) < 2 and bias_of(layer) is not None
 
 
 def end_of(stages: Iterable[Stage]) -> Source | None:
@@ -194,16 +200,17 @@ def stage_bytes(stage: Stage) -> int:
     return moment_bytes(*features_of(stage)[:3])
 
 
-def held_bytes(stages: list[Stage], refit: Refit, twice: int = 1) -> int:
-    """Bytes of one pass: at first the moments of all, then of fewer, the smallest first.
+def held_bytes(stages: list[Stage], moments_per_stage: int = 1) -> int:
+    """Bytes of one pass: at first the moments of all stages, then of fewer, the smallest first.
 
-    What `refit` works in beside them counts, and `twice`, the number of moments that each has.
+    The memory that refits work in beside them counts. An asymmetric calibration has two matrices of
+    moments a stage.
     """
-    left = twice * sum(map(stage_bytes, stages))
+    left = moments_per_stage * sum(map(stage_bytes, stages))
     most = 0
     for stage in sorted(stages, key=stage_bytes):
-        size = twice * stage_bytes(stage)
-        work = refit.copies * size + refit.weights * _weight_bytes(stage)
+        size = moments_per_stage * stage_bytes(stage)
+        work = stage.workspace.copies * size + stage.workspace.weights * _weight_bytes(stage)
         most, left = max(most, left + work), left - size
     return most
 

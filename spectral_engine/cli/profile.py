@@ -18,7 +18,7 @@ from spectral_engine.profiling.device import pick_device
 from spectral_engine.profiling.records import DTYPES, Case, Profile, Row
 from spectral_engine.profiling.run import profile_cases, profile_model, trace
 from spectral_engine.profiling.shapes import MODELS
-from spectral_engine.recipe.legacy import PRESETS
+from spectral_engine.recipe.methods import METHODS, Aligned, Principal
 
 #: Narrower, the table would lose its columns.
 TABLE_WIDTH = 120
@@ -37,7 +37,7 @@ def profile(
         list[str] | None, typer.Option(help=f"{', '.join(DTYPES)}; repeatable")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(PRESETS)}; repeatable")
+        list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; repeatable")
     ] = None,
     rank: Annotated[
         list[int] | None, typer.Option(help="of principal and aligned scores; repeatable")
@@ -136,7 +136,7 @@ def sweep(
     """Every combination; ranks only where the method has one."""
     cases = []
     for shape, dtype, method, density in itertools.product(shapes, dtypes, methods, densities):
-        needs_rank = method in PRESETS and PRESETS[method].needs_low_rank
+        needs_rank = METHODS.get(method) in (Principal, Aligned)
         some: Sequence[int | None] = ranks if ranks and needs_rank else [None]
         for rank in some:
             cases.append(Case(sizes(shape), dtype, method, 1.0 - density, rank))

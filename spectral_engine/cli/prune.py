@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from spectral_kernels import LAW_NAMES
 
-from spectral_engine.pruning.allocation import ALLOCATIONS
+from spectral_engine.cli.options import AsJson, Ignore, Targets
 from spectral_engine.pruning.file import prune_file
-from spectral_engine.pruning.report import LayerReport
-from spectral_engine.recipe.legacy import PRESETS
+from spectral_engine.recipe.presets import PRESETS, recipe_of_text
+
+#: A log, where a row should stay a line; a terminal can be widened.
+LOG_WIDTH = 120
 
 
 def prune(
@@ -31,102 +31,40 @@ def prune(
             help="a folder for a folder; a file of IN's format, or .safetensors",
         ),
     ],
-    method: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}")] = "magnitude",
+    recipe: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help=f"{', '.join(PRESETS)}; or a .toml file of recipes"),
+    ] = "magnitude",
     sparsity: Annotated[
         float | None,
-        typer.Option(help="fraction of zeros, in [0, 1); if not given, 0.9 or the pattern's"),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(help="rank of principal and aligned scores; if not given, half of min(m, n)"),
-    ] = None,
-    law: Annotated[
-        str | None, typer.Option(help=f"instead of the method's own: {', '.join(LAW_NAMES)}")
-    ] = None,
-    law_parameter: Annotated[
-        float | None, typer.Option(help="alpha of law hybrid, or kappa of am07")
-    ] = None,
-    rescale: Annotated[
-        bool | None,
-        typer.Option(
-            "--rescale/--no-rescale", help="divide what is drawn by its probability, or not"
-        ),
-    ] = None,
-    mixture: Annotated[
-        float | None, typer.Option(help="of principal, the magnitude's share in the score")
-    ] = None,
-    group: Annotated[str, typer.Option(help="tensor, or row for equal sparsity by row")] = "tensor",
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="N:M, such as 2:4, in each row; or blocks, such as 16x16"),
-    ] = None,
-    allocation: Annotated[
-        str, typer.Option(help=f"how tensors share the budget: {', '.join(ALLOCATIONS)}")
-    ] = "uniform",
-    floor: Annotated[
-        float | None,
-        typer.Option(help="least density of a tensor; if not given, a tenth of the mean"),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(help="instead of a sparsity: the largest relative Frobenius error"),
-    ] = None,
-    refit: Annotated[
-        str | None,
-        typer.Option(
-            help="scale: restore the largest singular value; spectral: refit to leading ones"
-        ),
+        typer.Option(help="fraction of zeros, in [0, 1); if not given, the recipe's, or 0.9"),
     ] = None,
     seed: Annotated[int, typer.Option(help="fixes all draws")] = 0,
-    targets: Annotated[
-        list[str] | None,
-        typer.Option(help="prune only tensors so named: a glob or 're:...'; repeatable"),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(help="leave tensors so named alone: a glob or 're:...'; repeatable"),
-    ] = None,
+    targets: Targets = None,
+    ignore: Ignore = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="compare spectra before and after; takes longer")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="replace an existing OUT")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
-    errors = Console(stderr=True)
-
-    def show(row: LayerReport) -> None:
-        status.update(escape(f"pruned {row.name}"))
-
-    with errors.status(escape(f"reading {source}")) as status:
-        report = prune_file(
-            source,
-            output,
-            method,
-            sparsity,
-            targets=targets or None,
-            ignore=ignore or None,
-            rank=rank,
-            law=law,
-            law_parameter=law_parameter,
-            rescale=rescale,
-            mixture=mixture,
-            pattern=pattern,
-            allocation=allocation,
-            floor=floor,
-            max_error=max_error,
-            refit=refit,
-            seed=seed,
-            group=group,
-            measure=measure,
-            force=force,
-            progress=show,
-        )
+    report = prune_file(
+        source,
+        output,
+        recipe_of_text(recipe),
+        sparsity,
+        targets=targets or None,
+        ignore=ignore or None,
+        seed=seed,
+        measure=measure,
+        force=force,
+    )
     if as_json:
         typer.echo(json.dumps({"output": str(output), **report.to_dict()}))
     else:
         console = Console()
         if not console.is_terminal:
-            console.width = max(console.width, 120)  # a log, where a row should stay a line
+            console.width = max(console.width, LOG_WIDTH)
         console.print(report)
         typer.echo(f"wrote {output}")

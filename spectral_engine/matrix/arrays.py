@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from spectral_kernels.backends.protocol import module_of
+from spectral_kernels import module_of
 
 _CHUNK = 1 << 22
 

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from spectral_kernels.spectra.norms import spectral_error
-from spectral_kernels.spectra.svd import randomized_svd
+from spectral_kernels.spectra import randomized_svd, spectral_error
 
 from spectral_engine.matrix.arrays import as_matrix, check_rank, frobenius_norm, largest_magnitude
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from spectral_kernels.spectra.precision import full_precision
+from spectral_kernels.spectra import full_precision
 
 from spectral_engine.matrix.arrays import as_tensor
 

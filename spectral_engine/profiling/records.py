@@ -6,7 +6,7 @@ from typing import Any
 import spectral_kernels
 import torch
 
-from spectral_engine.recipe.legacy import resolve
+from spectral_engine.recipe.methods import METHODS, Aligned, Method, Principal
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -95,7 +95,7 @@ class Profile:
 
 def check_case(case: Case) -> None:
     """Refuse a case that cannot be run: ValueError names the argument."""
-    resolve(case.method)
+    method_of(case)
     if case.dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {case.dtype!r}")
     if len(case.shape) < 2 or min(case.shape) < 1:
@@ -105,6 +105,18 @@ def check_case(case: Case) -> None:
         smaller = min(case.shape[0], torch.Size(case.shape[1:]).numel())
         if not 1 <= case.rank <= smaller:
             raise ValueError(f"rank: expected 1 to {smaller} for {case.shape}; got {case.rank}")
+
+
+def method_of(case: Case) -> Method:
+    """The method of its name, with its rank.
+
+    Raises:
+        ValueError: no such method.
+    """
+    if case.method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {case.method!r}")
+    kind = METHODS[case.method]
+    return kind(rank=case.rank) if kind in (Principal, Aligned) else kind()
 
 
 def nbytes(case: Case) -> int:

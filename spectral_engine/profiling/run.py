@@ -15,11 +15,10 @@ from pathlib import Path
 import spectral_kernels
 import torch
 
-from spectral_engine.matrix.sparsify import spectral_score
 from spectral_engine.profiling.device import free_bytes, now, reset_peak, taken
-from spectral_engine.profiling.records import Case, Profile, Row, check_case, nbytes
+from spectral_engine.profiling.records import Case, Profile, Row, check_case, method_of, nbytes
 from spectral_engine.profiling.shapes import ModelShapes
-from spectral_engine.recipe.legacy import resolve
+from spectral_engine.sparsifying.score import spectral_score
 
 PACKAGES = ("torch", "triton", "numba", "numpy")
 #: Reads and writes of the array.
@@ -27,7 +26,6 @@ PASSES = 3
 #: Machine instructions for an entry, of the float32 kernels on sm_90 (`bench/gpu/sass.py`): the
 #: histogram, then the kernel that keeps the largest or the one that draws.
 INSTRUCTIONS = {
-    "auto": 18 + 12,
     "magnitude": 18 + 12,
     "randomized": 18 + 30,
     "principal": 30,
@@ -205,9 +203,9 @@ def _measure(case: Case, weights: list[torch.Tensor], device: str) -> Row:
 
 def _sparsify(case: Case, weight: torch.Tensor, device: str) -> tuple[int | None, float, float]:
     """(rank, seconds of the SVD, seconds of the rest) of one call."""
-    method = resolve(case.method)
+    method = method_of(case)
     start = now(device)
-    rank, factors, mixture = spectral_score(weight, method, case.rank, case.sparsity)
+    rank, factors, mixture = spectral_score(weight, method)
     scored = now(device)
     spectral_kernels.sparsify(
         weight,

@@ -17,7 +17,8 @@ from spectral_engine._util.text import as_text, plain_text
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.layers.find import Skipped
 from spectral_engine.matrix.errors import Errors
-from spectral_engine.matrix.sparsify import SparsifyReport
+from spectral_engine.recipe.recipe import Recipe
+from spectral_engine.sparsifying.report import SparsifyReport
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class LayerReport:
 
     spectral, frobenius and singular_values (mean over the leading values) are relative errors,
     None where they were not asked for. shared_with are the other names of the same weight.
-    requested: the sparsity that was asked of this layer, its share of the allocation.
+    requested: the sparsity that was asked of this layer, its share of the budget.
+    recipe: the index of its recipe among those of the report.
     samples: calibration inputs seen; None without, and then `uncalibrated` says why if some were
     given.
     """
@@ -47,11 +49,13 @@ class LayerReport:
     samples: int | None = None
     uncalibrated: str | None = None
     requested: float | None = None
+    recipe: int = 0
 
 
 def layer_report(
     name: str, weight: Any, report: SparsifyReport, errors: Errors | None,
-    shared_with: Sequence[str] = (),
+    shared_with: Sequence[str] = (), *, recipe: int = 0, samples: int | None = None,
+    uncalibrated: str | None = None,
 ) -> LayerReport:  # fmt: skip
     """The row of a weight that `sparsify` reported on."""
     return LayerReport(
@@ -68,28 +72,50 @@ def layer_report(
         frobenius=None if errors is None else errors.frobenius,
         singular_values=None if errors is None else errors.mean_singular_value,
         shared_with=tuple(shared_with),
+        samples=samples,
+        uncalibrated=uncalibrated,
         requested=report.requested,
+        recipe=recipe,
     )
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """How a pruning was calibrated.
+
+    passes: how often the batches went through the model for moments; 0 for gathered moments.
+    asymmetric: whether outputs were fitted to those of the dense model.
+    """
+
+    passes: int
+    asymmetric: bool = False
 
 
 @dataclass
 class PruneReport:
     """What `prune` did; `print` shows it as a table.
 
-    options: how it was asked to, where that is not the preset's name, law, sparsity or seed.
-    unmatched: patterns of `targets` and `ignore` that matched no weight.
+    recipes: as they were carried out; each row says which was its layer's.
+    requested: the sparsity asked of all pruned weights together.
+    calibration: None without calibration inputs.
+    unmatched: patterns that matched no weight.
     seconds: the whole run, with reading and writing.
     """
 
-    method: str
-    law: str
+    recipes: Sequence[Recipe]
     requested: float
     seed: int
-    options: dict[str, Any] = field(default_factory=dict)
+    calibration: CalibrationReport | None = None
     layers: list[LayerReport] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """The recipe, or how many there were."""
+        one = len(self.recipes) == 1
+        return repr(self.recipes[0]) if one else f"{len(self.recipes)} recipes"
 
     @property
     def size(self) -> int:
@@ -108,8 +134,23 @@ class PruneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; numbers that are not finite become None."""
-        totals = {"size": self.size, "nnz": self.nnz, "sparsity": self.sparsity}
-        return {key: plain(value) for key, value in {**asdict(self), **totals}.items()}
+        calibration = None if self.calibration is None else asdict(self.calibration)
+        found: dict[str, Any] = plain(
+            {
+                "recipes": [recipe.to_dict() for recipe in self.recipes],
+                "requested": self.requested,
+                "seed": self.seed,
+                "calibration": calibration,
+                "layers": [asdict(layer) for layer in self.layers],
+                "skipped": [asdict(skipped) for skipped in self.skipped],
+                "unmatched": self.unmatched,
+                "seconds": self.seconds,
+                "size": self.size,
+                "nnz": self.nnz,
+                "sparsity": self.sparsity,
+            }
+        )
+        return found
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write JSON, whole or not at all; an existing file only with `force`."""
@@ -122,7 +163,7 @@ class PruneReport:
         measured = any(layer.spectral is not None for layer in self.layers)
         ranked = any(layer.rank is not None for layer in self.layers)
         table = Table(
-            title=f"{self.method}, law {self.law}, sparsity {self.requested:.1%}",
+            title=plain_text(f"{self.title}, sparsity {self.requested:.1%}"),
             box=box.SIMPLE,
             padding=(0, 1, 0, 0),
             pad_edge=False,

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+#: Keeps a tensor as it is, once.
+Save = Callable[[torch.Tensor], None]
+
 
 @contextmanager
-def restored_on_error(done: list[Any]) -> Iterator[Callable[[torch.Tensor], None]]:
+def restored_on_error(done: list[Any]) -> Iterator[Save]:
     """Gives a function that saves a tensor as it is; after an error those saved are so again.
 
     They are kept in a temporary file, not in memory, and saved once each. `done`, of what was

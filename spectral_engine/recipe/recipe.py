@@ -11,7 +11,7 @@ from spectral_kernels import NM, Blocks
 from spectral_engine._util.checks import boolean
 from spectral_engine.recipe.budgets import Budget, Uniform
 from spectral_engine.recipe.methods import Magnitude, Method
-from spectral_engine.recipe.refits import Refit
+from spectral_engine.recipe.refits import BiasCorrection, Refit
 from spectral_engine.recipe.select import Select
 from spectral_engine.recipe.text import from_plain, part_to_plain, read, write
 
@@ -103,6 +103,13 @@ class Recipe:
             return self
         kept = None if refit.needs_inputs else replace(refit, bias_correction=False)
         return replace(self, refit=kept)
+
+    def without_bias_correction(self) -> Self:
+        """The same recipe for a layer without a bias of its own."""
+        if self.refit is None or not self.refit.bias_correction:
+            return self
+        alone = isinstance(self.refit, BiasCorrection)
+        return replace(self, refit=None if alone else replace(self.refit, bias_correction=False))
 
     # As text
 

@@ -1,76 +1,41 @@
 """Prune in the course of training, as a schedule says, and watch what that does to the spectra."""
 
-import inspect
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 from torch import nn
 
+from spectral_engine._util.checks import boolean, integer, number
 from spectral_engine._util.text import as_text
-from spectral_engine.layers.find import find_layers, memory_of
-from spectral_engine.layers.selector import Selector
+from spectral_engine.layers.find import find_layers
+from spectral_engine.layers.selector import RecipeSelector
+from spectral_engine.layers.storage import memory_of
 from spectral_engine.masking.model import mask_layers
 from spectral_engine.pruning.model import prune
-from spectral_engine.pruning.options import check_options
-from spectral_engine.pruning.report import PruneReport, plain
+from spectral_engine.pruning.plan import splits_of
+from spectral_engine.pruning.report import PruneReport
+from spectral_engine.recipe.methods import Method
+from spectral_engine.recipe.presets import as_recipes
+from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.spectral.tracker import SpectrumTracker
-from spectral_engine.training.schedules import Schedule, count
+from spectral_engine.training.rounds import Round, Values, parts_of_round
+from spectral_engine.training.schedules import Schedule
 
 FORMAT = "spectral_engine.Pruner 1"
 #: A spectrum has collapsed if it keeps less than this share of what it was.
 COLLAPSE = 0.5
-
-Values = NDArray[np.float64]
 
 
 class SpectrumCollapse(UserWarning):
     """A weight's spectrum has not recovered in the training after a pruning."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """One pruning. Spectra are the leading singular values of each pruned weight, descending.
-
-    step: when; requested, sparsity: asked for and reached, over all pruned weights
-    before, after: spectra around the pruning; retrained: those before the next pruning, or at
-    `finish`; empty until then, and all three where spectra are not recorded
-    kept: the share of the spectrum before the first pruning that is there after this one, the
-    mean of min(sigma_i / sigma_i(first), 1); recovered: the same after training
-    """
-
-    step: int
-    requested: float
-    sparsity: float
-    before: dict[str, Values] = field(default_factory=dict)
-    after: dict[str, Values] = field(default_factory=dict)
-    retrained: dict[str, Values] = field(default_factory=dict)
-    kept: dict[str, float] = field(default_factory=dict)
-    recovered: dict[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; numbers that are not finite become None."""
-        spectra = {part: getattr(self, part) for part in ("before", "after", "retrained")}
-        numbers = {"step": self.step, "requested": self.requested, "sparsity": self.sparsity}
-        shares = {"kept": self.kept, "recovered": self.recovered}
-        return {name: plain(value) for name, value in {**numbers, **spectra, **shares}.items()}
-
-
 class Pruner:
     """Prunes a model in training as a schedule says.
-
-    pruner = se.Pruner(model, se.Iterative(0.95, rounds=5, every=4), method="magnitude")
-    for epoch in range(24):
-        pruner.step()
-        train_one_epoch(model)
-    pruner.finish()
-    print(pruner)
 
     Call `step()` before each step of training. A warning is given, once for each weight, when a
     spectrum does not recover: when, after training, the mean over the leading values of
@@ -78,63 +43,78 @@ class Pruner:
     the first pruning; or when it is not finite.
 
     Args:
-        model, method, options: those of `prune`. Each round draws under a seed of its own,
-            `seed` plus its number, so that one round's draws say nothing of the next one's.
+        model, recipe, calibration, targets, ignore, masks, measure: as for `prune`. The schedule's
+            sparsities take the place of that of the recipe.
         schedule: a `Schedule`: `OneShot`, `Iterative`, `Constant`, `Cubic` or of one's own steps.
+        seed: each round draws under a seed of its own, `seed` plus its number, so that one round's
+            draws say nothing of the next one's.
         rewind: keep a copy of all weights at this step, and put it back, under the mask, after
             each pruning: the lottery ticket's initial weights with 0 (arXiv 1803.03635), early
             ones with a later step (arXiv 1912.05671). At most the step of the first pruning.
         leading: how many singular values are recorded of each weight; 0 records no spectra.
-        collapse: see above.
+        collapse: the share of a spectrum under which it has collapsed, in [0, 1].
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> pruner = Pruner(model, OneShot(0.75, start=2), "magnitude")
+        >>> reports = [pruner.step() for step in range(4)]  # train after each
+        >>> [None if report is None else report.nnz for report in reports]
+        [None, None, 10, None]
+        >>> pruner.finish()
     """
 
     def __init__(
         self,
         model: nn.Module,
         schedule: Schedule,
-        method: str = "magnitude",
+        recipe: Recipe | Method | str | Sequence[Recipe] = "magnitude",
         *,
+        calibration: Any = None,
+        targets: str | Iterable[str] | None = None,
+        ignore: str | Iterable[str] | None = None,
+        seed: int = 0,
+        masks: bool = True,
+        measure: bool = False,
         rewind: int | None = None,
         leading: int = 16,
         collapse: float = COLLAPSE,
-        **options: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule: expected a Schedule; got {type(schedule).__name__}")
-        known = inspect.signature(prune).parameters.keys() - {"model", "method", "sparsity"}
-        for name in options:
-            if name not in known:
-                raise TypeError(f"{name}: expected an option of prune; got one that it has not")
-        count("leading", leading, least=0)
-        if isinstance(collapse, bool) or not isinstance(collapse, int | float):
-            raise TypeError(f"collapse: expected a number; got {collapse!r}")
-        if not 0.0 <= collapse <= 1.0:
-            raise ValueError(f"collapse: expected a share, in [0, 1]; got {collapse!r}")
-        if rewind is not None:
-            count("rewind", rewind, least=0)
-            if rewind > schedule.first:
-                raise ValueError(
-                    f"rewind: expected at most the step of the first pruning, {schedule.first}; "
-                    f"got {rewind}"
-                )
-        for sparsity in schedule.targets.values():  # now, not once training has come to it
-            check_options(method, sparsity, **options)
+        integer("leading", leading, least=0)
+        if rewind is not None and integer("rewind", rewind, least=0) > schedule.first:
+            raise ValueError(
+                f"rewind: expected at most the step of the first pruning, {schedule.first}; "
+                f"got {rewind}"
+            )
+        # Now, not once training has come to it.
+        recipes = {
+            sparsity: as_recipes(recipe, sparsity, calibrated=calibration is not None)
+            for sparsity in schedule.targets.values()
+        }
         self.schedule, self.count, self.finished = schedule, 0, False
-        self._model, self._method, self._options = model, method, options
-        self._seed = options.pop("seed", 0)
-        count("seed", self._seed, least=0)
+        self._model, self._recipes = model, recipes
+        self._options: dict[str, Any] = {
+            "calibration": calibration, "targets": targets, "ignore": ignore,
+            "masks": boolean("masks", masks), "measure": boolean("measure", measure),
+        }  # fmt: skip
+        self._seed = integer("seed", seed, least=0)
         self._rewind, self._early = rewind, None if rewind is None else dict[str, torch.Tensor]()
-        self._collapse, self._collapsed = collapse, set[str]()
+        self._collapse = number("collapse", collapse, least=0.0, most=1.0, meaning="a share,")
+        self._collapsed = set[str]()
+        first = next(iter(recipes.values()))
+        self._selector = RecipeSelector(first, targets, ignore)
+        self._split = splits_of(first)
         self._tracker = (
-            SpectrumTracker(model, rank=leading, targets=options.get("targets"),
-                            ignore=options.get("ignore"), split=options.get("split"))
-            if leading else None
-        )  # fmt: skip
+            SpectrumTracker(model, rank=leading, targets=targets, ignore=ignore, split=self._split)
+            if leading
+            else None
+        )
         self._rounds: list[tuple[int, float, float]] = []
         self._pruned: list[str] = []
 
@@ -175,7 +155,9 @@ class Pruner:
         self._record()
         seed = self._seed + len(self._rounds)
         try:
-            report = prune(self._model, self._method, sparsity, seed=seed, **self._options)
+            report = prune(
+                self._model, self._recipes[sparsity], seed=seed, progress=False, **self._options
+            )
         except BaseException:
             if self._tracker is not None and earlier is not None:
                 self._tracker.load_state_dict(earlier)
@@ -225,9 +207,14 @@ class Pruner:
         """The prunings so far."""
         spectra = {name: self._spectra(name) for name in self._names()}
         return [
-            Round(step, asked, reached, *_parts(spectra, index))
+            Round(step, asked, reached, *parts_of_round(spectra, index))
             for index, (step, asked, reached) in enumerate(self._rounds)
         ]
+
+    @property
+    def _last_recipes(self) -> Sequence[Recipe]:
+        """The recipes at the last sparsity of the schedule."""
+        return list(self._recipes.values())[-1]
 
     def _names(self) -> list[str]:
         """The weights that are both pruned and recorded."""
@@ -242,7 +229,7 @@ class Pruner:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
-            "method": self._method,
+            "recipe": [one.to_dict() for one in self._last_recipes],
             "collapse": self._collapse,
             "collapsed": sorted(self._collapsed),
             "rounds": [one.to_dict() for one in self.rounds],
@@ -250,8 +237,9 @@ class Pruner:
 
     def table(self) -> Table:
         """One row a round, for rich: the spectra kept and recovered, the least over the weights."""
+        names = " or ".join(map(repr, self._last_recipes))
         table = Table(
-            title=f"{self._method}, {len(self._rounds)} of {len(self.schedule.targets)} rounds",
+            title=f"{names}, {len(self._rounds)} of {len(self.schedule.targets)} rounds",
             caption="kept, recovered: share of the first spectrum after pruning, after training",
             box=box.SIMPLE,
         )
@@ -308,8 +296,7 @@ class Pruner:
             )  # fmt: skip
             if not same:
                 raise ValueError(f"state: expected the {name} of this pruner; got others")
-        targets, ignore, split = map(self._options.get, ("targets", "ignore", "split"))
-        found, _ = find_layers(self._model, Selector.of(targets, ignore), split)
+        found, _ = find_layers(self._model, self._selector, self._split)
         layers = {layer.name: layer for layer in found}
         for name in state["pruned"]:
             if name not in layers:
@@ -320,31 +307,8 @@ class Pruner:
         self._rounds = [(int(step), float(a), float(b)) for step, a, b in state["rounds"]]
         self._pruned, self._collapsed = list(state["pruned"]), set(state["collapsed"])
         self._early = state["early"]
-        if self._options.get("masks", True):
+        if self._options["masks"]:
             mask_layers([layers[name] for name in self._pruned])
-
-
-def _parts(
-    spectra: Mapping[str, Values], index: int
-) -> tuple[dict[str, Values], dict[str, Values], dict[str, Values],
-           dict[str, float], dict[str, float]]:  # fmt: skip
-    """Round `index` of the records: before, after, retrained, kept, recovered."""
-    before, after, retrained = (
-        {name: values[2 * index + at] for name, values in spectra.items()
-         if 2 * index + at < len(values)}
-        for at in range(3)
-    )  # fmt: skip
-    kept, recovered = (
-        {name: _share(found[name], spectra[name][0]) for name in found}
-        for found in (after, retrained)
-    )
-    return before, after, retrained, kept, recovered
-
-
-def _share(values: Values, first: Values) -> float:
-    """Mean of min(sigma_i / sigma_i(first), 1) over the values that were not zero; 1 of none."""
-    there = first > 0.0
-    return float(np.minimum(values[there] / first[there], 1.0).mean()) if there.any() else 1.0
 
 
 def _parameter(name: str) -> str:

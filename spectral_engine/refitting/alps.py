@@ -13,7 +13,7 @@ The values come from `least_squares` on the mask found, as in the paper.
 from collections.abc import Callable
 
 import torch
-from spectral_kernels.spectra.precision import full_precision
+from spectral_kernels.spectra import full_precision
 
 from spectral_engine.matrix.moments import Moments
 
@@ -24,7 +24,7 @@ GROWTH = 1.06
 STEPS = 60
 
 
-def admm_mask(
+def alps_mask(
     weight: torch.Tensor,
     moments: Moments,
     keep_largest: Callable[[torch.Tensor], torch.Tensor],

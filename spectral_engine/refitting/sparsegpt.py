@@ -6,7 +6,7 @@ least if the row's later entries then change by -(w_j / U_jj) U_j,: (optimal bra
 """
 
 import torch
-from spectral_kernels.spectra.precision import full_precision
+from spectral_kernels.spectra import full_precision
 
 from spectral_engine.matrix.moments import Moments
 

@@ -1,0 +1,1 @@
+"""Kept entries adjusted, and masks found for it."""

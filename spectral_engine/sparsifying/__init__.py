@@ -1,0 +1,1 @@
+"""A matrix, or a stack of matrices, made sparse."""

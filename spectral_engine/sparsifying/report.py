@@ -1,0 +1,91 @@
+"""What `sparsify` gives: the sparse array, and a report of what was done."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from spectral_kernels import Sparse
+
+from spectral_engine.matrix.errors import Errors, errors
+from spectral_engine.recipe.recipe import Recipe
+
+
+@dataclass
+class SparsifyReport:
+    """What was done to one matrix, and how well it went.
+
+    recipe: as it was carried out.
+    rank: of the low rank B in the score; None where the score needs none.
+    requested, sparsity: the fraction of zeros asked for, and reached. nnz, size: nonzeros, entries.
+    c: of p = min(1, c g(s)), or the threshold on the score, which for `Aligned` is A * B times a
+        power of two; nan under a pattern "N:M", where each group has its own.
+    seconds: wall time, with the truncated SVD, and with the compilation of first use.
+    """
+
+    recipe: Recipe
+    rank: int | None
+    requested: float
+    sparsity: float
+    nnz: int
+    size: int
+    c: float
+    seconds: float
+    _pair: tuple[Any, Any] = field(repr=False)
+
+    @cached_property
+    def errors(self) -> Errors:
+        """Errors against the original, measured when first asked for.
+
+        The report holds on to the original array for this; do not change it before.
+        """
+        return errors(*self._pair)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the errors."""
+        numbers = ("rank", "requested", "sparsity", "nnz", "size", "c", "seconds")
+        return {
+            "recipe": self.recipe.to_dict(),
+            **{name: getattr(self, name) for name in numbers},
+        }
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """A sparsified array; `weight` has the kind, dtype, shape and device of the input.
+
+    bias: with a refit's `bias_correction`, what to add to the layer's bias, a float64 tensor (m,);
+        else None.
+    """
+
+    weight: Any
+    report: SparsifyReport
+    bias: torch.Tensor | None = None
+
+    @property
+    def mask(self) -> Any:
+        """Boolean array, True where the weight is not zero; made when asked for, not stored."""
+        return self.weight != 0
+
+    @property
+    def nnz(self) -> int:
+        """Number of nonzeros."""
+        return self.report.nnz
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return self.report.sparsity
+
+
+def report_of(
+    weight: Any, sparse: Sparse, recipe: Recipe, requested: float, nnz: int, seconds: float,
+    rank: int | None = None,
+) -> SparsifyReport:  # fmt: skip
+    """The report of what the kernels made of a weight; `nnz` counts after a refit."""
+    size = math.prod(weight.shape)
+    return SparsifyReport(
+        recipe=recipe, rank=rank, requested=float(requested), sparsity=1.0 - nnz / size, nnz=nnz,
+        size=size, c=sparse.c, seconds=seconds, _pair=(weight, sparse.weight),
+    )  # fmt: skip
