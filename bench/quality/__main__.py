@@ -1,11 +1,10 @@
 """Run the settings on the networks, then write what they say."""
 
-import json
 import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -15,9 +14,9 @@ import spectral_engine as se
 from bench.quality.grid import SPARSITIES
 from bench.quality.networks import crepe, efficientnet, g2p, lenet, minilm
 from bench.quality.networks.network import Network
-from bench.quality.plot import draw
+from bench.quality.results import write
 from bench.quality.run import plan, read_rows, run
-from bench.quality.summary import Summary, summarise
+from bench.quality.summary import summarise
 from bench.quality.table import tables
 
 NETWORKS: dict[str, Callable[[Path], Network]] = {
@@ -27,15 +26,8 @@ NETWORKS: dict[str, Callable[[Path], Network]] = {
     "efficientnet": efficientnet.load,
     "minilm": partial(minilm.load, calibration=512, held_out=384),
 }
+COMMAND = "python -m bench.quality --packages FOLDER"
 RESULTS = Path(__file__).parents[1] / "results"
-
-
-def write(summary: Summary, results: Path, details: dict[str, Any]) -> None:
-    """quality.json and quality.png, in a folder."""
-    results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**details, **summary.to_dict()}, indent=None, separators=(",", ":"))
-    (results / "quality.json").write_text(text.replace('{"network"', '\n{"network"') + "\n")
-    draw(summary, results / "quality.png")
 
 
 def main(
@@ -54,7 +46,7 @@ def main(
     rows: Annotated[Path, typer.Option(help="What a later run goes on with.")] = Path(
         ".benchmarks/quality.jsonl"
     ),
-    results: Annotated[Path, typer.Option(help="Folder of quality.json and .png.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="Folder of quality.csv, .md and .png.")] = RESULTS,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Measure every method, refit and allocation on real networks, then say what wins where."""
@@ -76,13 +68,19 @@ def main(
     if not summary.cells:
         raise typer.BadParameter(f"no measurements in {rows}; give --minutes")
     versions = {
+        "spectral-engine": se.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "spectral_engine": se.__version__,
     }
-    write(summary, results, {"versions": versions})
+    head = {
+        "command": " ".join([COMMAND, *(f"--setting '{one}'" for one in setting or [])]),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    written = write(summary, results, head)
     for table in tables(summary):
-        console.print(table)
+        console.print(table.shown())
+    for path in written:
+        console.print(f"wrote {path}")
 
 
 if __name__ == "__main__":

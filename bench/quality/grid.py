@@ -1,20 +1,52 @@
-"""The settings that are compared: all that `se.prune` offers, read off its own tables."""
+"""The settings that are compared: every method with every refit, calibration and budget."""
 
 import fnmatch
 import itertools
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from spectral_engine.pruning.allocation import ALLOCATIONS
-from spectral_engine.recipe.legacy import PRESETS, REFITS, resolve
+import spectral_engine as se
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+#: The parts of a recipe, by the names that labels have for them.
+METHODS: dict[str, Any] = {
+    "magnitude": se.Magnitude(),
+    "randomized": se.Randomized(),
+    "principal": se.Principal(),
+    "aligned": se.Aligned(),
+}
+REFITS: dict[str, Any] = {
+    "scale": se.Scale,
+    "spectral": se.SpectralRefit,
+    "least-squares": se.LeastSquares,
+    "sparsegpt": se.SparseGPT,
+    "alps": se.ALPS,
+}
+BUDGETS: dict[str | None, Any] = {
+    None: se.Uniform,
+    "global": se.Global,
+    "erk": se.ERK,
+    "spectral": se.Spectral,
+}
+#: Patterns that are measured, and the sparsity that each has.
+PATTERNS = {"2:4": 0.5}
+BOTH = (False, True)
+_LABEL = re.compile(
+    r"(?P<method>[\w-]+)(?P<group> by row)?(?P<calibrated> calibrated)?"
+    r"(?: \+ (?P<refit>(?!bias\b)[\w-]+))?(?P<bias_correction> \+ bias)?"
+    r"(?P<asymmetric> asymmetric)?(?: \((?P<budget>\w+)\))?(?: (?P<pattern>\d+:\d+))?"
+)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Arguments of `se.prune`; None or False is its own default."""
+    """A recipe by the names of its parts, and how it is calibrated.
+
+    group: "row" where every row has the same budget. budget: how the layers share, None for alike.
+    calibrated: on what the layers see, if asymmetric of the pruned network.
+    """
 
     method: str = "magnitude"
     group: str | None = None
@@ -22,7 +54,7 @@ class Setting:
     refit: str | None = None
     bias_correction: bool = False
     asymmetric: bool = False
-    allocation: str | None = None
+    budget: str | None = None
     pattern: str | None = None
 
     @property
@@ -35,27 +67,37 @@ class Setting:
             f"+ {self.refit}" if self.refit else "",
             "+ bias" if self.bias_correction else "",
             "asymmetric" if self.asymmetric else "",
-            f"({self.allocation})" if self.allocation else "",
+            f"({self.budget})" if self.budget else "",
             self.pattern or "",
         )
         return " ".join(part for part in parts if part)
 
+    @classmethod
+    def read(cls, label: str) -> "Setting":
+        """The setting that has this label."""
+        found = _LABEL.fullmatch(label)
+        if found is None:
+            raise ValueError(f"label: expected that of a setting; got {label!r}")
+        told: dict[str, Any] = found.groupdict()
+        told |= {name: bool(told[name]) for name in ("calibrated", "bias_correction", "asymmetric")}
+        return cls(**{**told, "group": "row" if told["group"] else None})
+
     @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `prune`, the calibration batches apart."""
-        given = {key: value for key, value in asdict(self).items() if value not in (None, False)}
-        given.pop("calibrated", None)
-        return given
+    def recipe(self) -> se.Recipe:
+        """As `se.prune` takes it, the sparsity apart."""
+        group = {"group": self.group} if self.group else {}
+        budget = se.Pattern(self.pattern) if self.pattern else BUDGETS[self.budget](**group)
+        refit = None
+        if self.refit:
+            refit = REFITS[self.refit](bias_correction=self.bias_correction)
+        elif self.bias_correction:
+            refit = se.BiasCorrection()
+        return se.Recipe(METHODS[self.method], budget=budget, refit=refit)
 
     @property
     def varies(self) -> bool:
         """Whether a seed changes anything: the draws, or the batches that calibrate."""
-        return self.calibrated or resolve(self.method).law != "threshold"
-
-    @classmethod
-    def read(cls, values: dict[str, Any]) -> "Setting":
-        """From the plain values of a file."""
-        return cls(**{field.name: values.get(field.name, field.default) for field in fields(cls)})
+        return self.calibrated or METHODS[self.method].draws
 
     def fits(self, sparsity: float) -> bool:
         """Whether the pattern, if there is one, has this sparsity."""
@@ -63,23 +105,19 @@ class Setting:
 
 
 BASELINE = Setting()
-#: Patterns that are measured, and the sparsity that each has.
-PATTERNS = {"2:4": 0.5}
-BOTH = (False, True)
 
 
 def settings(patterns: Sequence[str] = ("*",)) -> Iterator[Setting]:
-    """Every method, by tensor and by row, with every refit, calibration and allocation.
+    """Every method, by tensor and by row, with every refit, calibration and budget.
 
     `patterns` are globs over labels, such as "magnitude*"; "!*by row*" leaves out. The baseline is
-    always there and comes first; then what a time limit should cut off last: a uniform budget,
-    magnitude.
+    always there and comes first. Then come those that a time limit should cut off last: a uniform
+    budget, magnitude.
     """
     yield BASELINE
-    for allocation, pattern, method, calibrated, refit, group, bias, dense in itertools.product(
-        ALLOCATIONS, (None, *PATTERNS), PRESETS, BOTH, (None, *REFITS), (None, "row"), BOTH, BOTH
+    for budget, pattern, method, calibrated, refit, group, bias, dense in itertools.product(
+        BUDGETS, (None, *PATTERNS), METHODS, BOTH, (None, *REFITS), (None, "row"), BOTH, BOTH
     ):
-        budget = None if allocation == "uniform" else allocation
         setting = Setting(method, group, calibrated, refit, bias, dense, budget, pattern)
         if _is_wanted(setting.label, patterns) and setting != BASELINE and _makes_sense(setting):
             yield setting
@@ -97,16 +135,16 @@ def _is_wanted(label: str, patterns: Sequence[str]) -> bool:
 def _makes_sense(setting: Setting) -> bool:
     """Leaves out what `prune` refuses, and what says the same as another setting.
 
-    Without inputs there is nothing to fit, and no bias to correct; with them, a refit that makes no
-    use of them is beside the point, and one that chooses its own mask under magnitude is least
-    squares, or nearly, under the mask of another method. What is asymmetric is the fit.
+    Without inputs there is nothing to fit, and no bias to correct. With inputs, a refit that does
+    not use them is left out; so is one that chooses its own mask where the method is not magnitude,
+    since under another's mask it is least squares, or nearly. Only a fit can be asymmetric.
     """
     refit = REFITS.get(setting.refit or "")
-    if setting.pattern and (setting.group or setting.allocation):
+    if setting.pattern and (setting.group or setting.budget):
         return False  # a pattern is a budget of its own
     if not setting.calibrated:
         data_free = not refit or not refit.needs_inputs
         return data_free and not setting.bias_correction and not setting.asymmetric
     if refit is None:
         return not setting.asymmetric
-    return refit.needs_inputs and not (refit.own_mask and setting.method != "magnitude")
+    return refit.needs_inputs and not (refit.chooses_mask and setting.method != "magnitude")

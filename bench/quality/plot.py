@@ -5,6 +5,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench.figures import save
 from bench.quality.grid import BASELINE, Setting
 from bench.quality.summary import Summary, standings
 
@@ -40,7 +41,7 @@ def draw(summary: Summary, path: Path) -> None:
         if i == 0:
             handles = axes.get_legend_handles_labels()
             figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def _best(summary: Summary, calibrated: bool) -> list[Setting]:

@@ -70,26 +70,28 @@ def measure(network: Network, setting: Setting, sparsity: float, seed: int, inpu
     but for what is asymmetric, which gathers its own.
     """
     model = copy.deepcopy(network.model)
-    options = dict(setting.options)
-    if setting.calibrated:
+    calibration: se.Calibration | se.InputMoments | None = None
+    if setting.asymmetric:
         batches = resample(network.calibration, seed)
-        options["calibration"] = batches if setting.asymmetric else inputs(seed)
+        calibration = se.Calibration(batches, asymmetric=True)
+    elif setting.calibrated:
+        calibration = inputs(seed)
     row: Row = {
         "network": network.name,
         "label": setting.label,
         "sparsity": sparsity,
         "seed": seed,
-        "setting": vars(setting),
     }
     start = time.perf_counter()
     try:
         report = se.prune(
             model,
-            sparsity=sparsity,
-            seed=seed,
+            setting.recipe,
+            sparsity,
+            calibration=calibration,
             targets=network.targets,
             ignore=network.ignore or None,
-            **options,
+            seed=seed,
         )
     except ValueError as error:
         return {**row, "refused": str(error)}

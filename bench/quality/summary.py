@@ -7,7 +7,6 @@ magnitude at the same sparsity in every layer.
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 from bench.quality.grid import BASELINE, Setting
 from bench.quality.run import Row
@@ -66,18 +65,6 @@ class Summary:
         found = [c for c in self.cells if (c.network, c.sparsity) == (network, sparsity)]
         return sorted(found, key=lambda cell: -cell.value)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {
-            "dense": self.dense,
-            "data": self.data,
-            "refused": self.refused,
-            "cells": [
-                {**vars(cell), "setting": vars(cell.setting), "label": cell.setting.label}
-                for cell in self.cells
-            ],
-        }
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -118,7 +105,7 @@ def _cell(rows: list[Row], base: float) -> Cell:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return Cell(
         network=rows[0]["network"],
-        setting=Setting.read(rows[0]["setting"]),
+        setting=Setting.read(rows[0]["label"]),
         sparsity=rows[0]["sparsity"],
         seeds=len(rows),
         score={

@@ -30,7 +30,7 @@ import spectral_engine as se
 from spectral_engine._util.threads import for_each, one_thread
 from spectral_engine.checkpoints import open_checkpoint
 from spectral_engine.demo.lenet import LeNet300100
-from spectral_engine.spectral.statistics import power_law
+from spectral_engine.spectral.power_law import power_law
 
 EVERY = 100
 BATCHES = (64, 128)

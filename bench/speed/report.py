@@ -2,6 +2,7 @@
 
     pytest --benchmark --benchmark-json=RESULT.json
     python bench/speed/report.py RESULT.json
+    python bench/speed/report.py RESULT.json --csv FILE      the same numbers, to keep
 
 First the targets at 4096 x 4096 in float32 at 90 %, reached or not; then a line for each operation,
 dtype and backend at that size and sparsity; then the rest. A field that a row lacks is left blank.
@@ -20,7 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench import tidy
+
 Row = dict[str, Any]
+#: For the head of the CSV.
+NOTES = {
+    "ratio_NAME": "the time over that of a parallel copy, into an existing array (copy) or into a "
+    "new one (copy_new)",
+    "speedup_NAME": "the time of another implementation over this one's",
+    "values": "medians over rounds in which all took turns; ms are milliseconds",
+}
 
 SIZE, SPARSITY = 4096, 0.9
 
@@ -190,6 +200,34 @@ def show(rows: list[Row], console: Console) -> None:
     console.print(Text(NOTE))
 
 
+def numbers(rows: list[Row]) -> list[tidy.Row]:
+    """The medians and ratios of every row; a variant is an implementation and its matrix."""
+    found = []
+    for row in rows:
+        what = (row.get("backend", ""), row.get("device", ""), row.get("dtype", ""), size_of(row))
+        place = (", ".join(map(str, what)), None, str(row.get("operation", "")))
+        found += [
+            tidy.Row(*place, number(row, "sparsity"), field, value)
+            for field in row
+            if field == "ms" or field.startswith(("ratio_", "speedup_")) or field.endswith("_ms")
+            if (value := number(row, field)) is not None
+        ]
+    return found
+
+
+def head(result: Any) -> dict[str, str]:
+    """What the file says of the run: the day and the versions."""
+    machine = result.get("machine_info") or {}
+    versions = {"python": machine.get("python_version", ""), **machine.get("versions", {})}
+    return {
+        "task": "speed",
+        "command": "pytest --benchmark --benchmark-json=RESULT.json",
+        "date": str(result.get("datetime", ""))[:10],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        **NOTES,
+    }
+
+
 def main(
     result: Annotated[
         Path,
@@ -197,15 +235,19 @@ def main(
             help="File of --benchmark-json.", metavar="RESULT", exists=True, dir_okay=False
         ),
     ],
+    csv: Annotated[Path | None, typer.Option(help="Write the numbers to a tidy CSV.")] = None,
 ) -> None:
     """Print the ratios of a result file of the speed suite."""
     try:
-        rows = rows_of(json.loads(result.read_text(encoding="utf-8")))
+        content = json.loads(result.read_text(encoding="utf-8"))
+        rows = rows_of(content)
     except ValueError as error:  # what is not UTF-8 or not JSON comes as one too
         raise typer.BadParameter(f"{result}: {error}", param_hint="RESULT") from error
     # A file or a pipe has no width of its own: wide enough there that nothing is cut.
     console = Console()
     show(rows, console if console.is_terminal else Console(width=120))
+    if csv is not None:
+        tidy.write(csv, numbers(rows), head(content))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 
 from bench.paper.reporting.measures import ERRORS
-from bench.paper.reporting.output import Table
+from bench.paper.reporting.numbers import Records, interval_of, interval_rows
 from bench.paper.reporting.statistics import mean_interval, spearman, spearman_interval
+from bench.tables import Table
+from bench.tidy import Row
+
+#: Metrics of the CSV, by the names in what `across` and its like give.
+METRICS = {key: f"rho {key}" for key in ERRORS} | {"better": "rho spectral over frobenius"}
 
 
 def unbiased(row: dict[str, Any]) -> bool:
@@ -74,6 +79,33 @@ def over_draws(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 | {key: mean_interval(known(each[key])) for key in ERRORS}
             )
     return found
+
+
+def numbers(told: dict[str, list[dict[str, Any]]]) -> list[Row]:
+    """Rows of the CSV: a variant is a title of `told`."""
+    return [
+        one
+        for title, places in told.items()
+        for place in places
+        for key, metric in METRICS.items()
+        if key in place
+        for one in interval_rows(
+            title, place.get("setting", ""), place.get("sparsity"), metric, place[key]
+        )
+    ]
+
+
+def read(found: Records) -> dict[str, list[dict[str, Any]]]:
+    """What `numbers` was given, from the records of its rows."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    for record in found:
+        intervals = {
+            key: interval_of(record, metric) for key, metric in METRICS.items() if metric in record
+        }
+        if intervals:
+            place = {name: record[name] for name in ("setting", "sparsity") if record[name]}
+            told.setdefault(record["variant"], []).append(place | intervals)
+    return told
 
 
 def known(values: list[float]) -> list[float]:

@@ -1,7 +1,7 @@
-"""A task's results as files: one JSON, one table in Markdown, and its figures as PNG."""
+"""A task's results as files: a tidy CSV, its tables in Markdown, and its figures as PNG."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import spectral_engine as se
+from bench import figures, tidy
 from bench.paper.runs.jobs import Settings
-from bench.paper.training.store import write_json
+from bench.tables import Table
 from spectral_engine.checkpoints.atomic import replacing_file
 
 #: Okabe and Ito's colours, told apart by any eye.
@@ -24,65 +25,58 @@ MARKERS = "osv^D*Px"
 
 
 @dataclass
-class Table:
-    """Rows of text under a heading."""
-
-    title: str
-    columns: Sequence[str]
-    rows: list[Sequence[str]] = field(default_factory=list)
-
-    def markdown(self) -> str:
-        """As GitHub shows it."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"### {self.title}\n\n{body}\n"
-
-
-@dataclass
 class Result:
-    """What a task found: `summary` for programs, tables and figures for readers.
+    """What a task found: numbers for programs, tables and figures for readers.
 
-    subject: the network with its data, where they are not those of the settings.
+    subject: the network with its data, where they are not those of the settings. notes: for the
+    head of the CSV, by name, such as "left out".
     """
 
     task: str
     settings: Settings
-    summary: dict[str, Any]
+    rows: list[tidy.Row]
     tables: list[Table]
     figures: dict[str, Figure]
     subject: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def write(self) -> list[Path]:
         """Write all of it to the settings' folder; the paths."""
         folder, stem = self.settings.out, self.task
         stem += f"-{self.settings.stem}" if self.subject is None else self.settings.smaller
         folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / f"{stem}.json", folder / f"{stem}.md"]
-        record = {
+        written = [folder / f"{stem}.csv", folder / f"{stem}.md"]
+        head = {
             "task": self.task,
-            **self._subject(),
-            "seeds": list(self.settings.runs),
-            "versions": versions(),
-            **self.summary,
+            "subject": self._subject,
+            "command": self.settings.command(self.task, network=self.subject is None),
+            "seeds": " ".join(map(str, self.settings.runs)),
+            **({} if self.subject else {"recipe": listed(vars(self.settings.recipe))}),
+            "versions": listed(versions()),
+            **self.notes,
         }
-        write_json(written[0], record)
-        subset = f", {self.settings.subset:,} training images" if self.settings.subset else ""
-        subject = f"{self.subject}{subset}" if self.subject else self.settings.label
-        heading = f"## {self.task}: {subject}\n"
+        tidy.write(written[0], self.rows, head)
+        heading = f"## {self.task}: {self._subject}\n"
         text = "\n".join([heading, *(table.markdown() for table in self.tables)])
         with replacing_file(written[1], force=True) as file:
             file.write(text.encode())
         for name, figure in self.figures.items():
             written.append(folder / f"{stem}{'-' if name else ''}{name}.png")
-            with replacing_file(written[-1], force=True) as file:
-                figure.savefig(file, format="png", dpi=90)
+            figures.save(figure, written[-1])
         return written
 
-    def _subject(self) -> dict[str, Any]:
-        """What was trained and how, or what came trained."""
-        if self.subject is not None:
-            return {"subject": self.subject, "settings": self.settings.to_dict()}
-        return {"settings": self.settings.to_dict(), "recipe": vars(self.settings.recipe)}
+    @property
+    def _subject(self) -> str:
+        """What was trained, or came trained, and on how many images."""
+        if self.subject is None:
+            return self.settings.label
+        subset = self.settings.subset
+        return self.subject + (f", {subset:,} training images" if subset else "")
+
+
+def listed(named: Mapping[str, Any]) -> str:
+    """Names and values in one line."""
+    return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
 def versions() -> dict[str, str]:

@@ -23,6 +23,12 @@ class Interval(NamedTuple):
     high: float
     size: int
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the estimate lies in the middle of an interval."""
+        off = abs((self.high - self.estimate) - (self.estimate - self.low))
+        return off < 1e-9 * max(1.0, abs(self.estimate))  # False for NaN
+
     def show(self, scale: float = 1.0, digits: int = 1) -> str:
         """ "92.3 ± 0.4", or "0.81 [0.70, 0.88]" where the interval is lopsided."""
         middle, low, high = (scale * value for value in self[:3])
@@ -30,7 +36,7 @@ class Interval(NamedTuple):
             return "-"
         if math.isnan(low):
             return f"{middle:.{digits}f}"
-        if abs((high - middle) - (middle - low)) < 1e-9 * max(1.0, abs(middle)):
+        if self.symmetric:
             return f"{middle:.{digits}f} ± {high - middle:.{digits}f}"
         return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,19 @@ class Settings:
         digest = hashlib.blake2b(named, digest_size=6).hexdigest()
         return self.cache / f"{name}-{digest}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the record of a run; without the paths, which differ from machine to machine."""
-        left_out = ("data", "out", "cache", "workers")
-        return {key: value for key, value in asdict(self).items() if key not in left_out}
+    def command(self, task: str, network: bool = True) -> str:
+        """The command that makes this run, without the paths, which differ between machines.
+
+        network: whether the task is run on a network of the settings.
+        """
+        said = [f"spectral-engine reproduce {task}"]
+        for one in fields(self):
+            value = getattr(self, one.name)
+            left_out = ("data", "out", "cache", "workers", *(() if network else ("network",)))
+            if one.name in left_out or value == one.default:
+                continue
+            said.append(f"--{one.name}" + ("" if value is True else f" {value}"))
+        return " ".join(said)
 
 
 def run_all(settings: Settings, works: Sequence[partial[Any]]) -> list[Any]:

@@ -10,17 +10,23 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+from bench.paper.reporting import correlations
 from bench.paper.reporting.measures import ERRORS, errors_of, spectra_of
-from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.numbers import Records, distinct
+from bench.paper.reporting.output import Result, panels, style
 from bench.paper.reporting.statistics import Interval, spearman_interval
 from bench.paper.runs.jobs import VERSION, Settings
 from bench.paper.tasks.oneshot import FEW, PLAIN, Setting, by_prune
 from bench.paper.training.store import remembered
 from bench.quality.networks import efficientnet
 from bench.quality.networks.network import Network
+from bench.tables import Table
+from bench.tidy import Row, as_written, records
 from spectral_engine._util.threads import one_thread
 
 NAME = "efficientnet-lite0"
+#: The variant of the correlations in the CSV.
+OVER = "over methods"
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4)
 METHODS = [setting for setting in (*PLAIN, *FEW[-2:]) if setting.method != "random"]
 
@@ -35,10 +41,10 @@ def run(settings: Settings) -> Result:
         {"sparsity": sparsity} | {key: correlation(rows, sparsity, key) for key in ERRORS}
         for sparsity in sparsities
     ]
+    found = as_written(numbers(rows, told))
     return Result(
-        "efficientnet", replace(settings, seeds=1), {"rows": rows, "correlations": told},
-        [agreements(rows), correlations(told)], {"": figure(rows)},
-        subject=f"{NAME}, ImageNet weights, {network.data}",
+        "efficientnet", replace(settings, seeds=1), found, tables(found),
+        {"": figure(rows)}, subject=f"{NAME}, ImageNet weights, {network.data}",
     )  # fmt: skip
 
 
@@ -71,15 +77,31 @@ def correlation(rows: list[dict[str, Any]], sparsity: float, key: str) -> Interv
     return spearman_interval([row[key] for row in here], [row["agreement"] for row in here])
 
 
-def agreements(rows: list[dict[str, Any]]) -> Table:
+def numbers(rows: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[Row]:
+    """Agreement, cosine and errors; the correlations over methods."""
+    found = [
+        Row("", None, row["setting"], row["requested"], metric, row[metric])
+        for row in rows
+        for metric in ("agreement", "cosine", *ERRORS)
+    ]
+    return found + correlations.numbers({OVER: told})
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Agreements, then correlations."""
+    found = records(rows)
+    return [agreements(found), correlated(correlations.read(found)[OVER])]
+
+
+def agreements(found: Records) -> Table:
     """A row a method, a column a sparsity: agreement, spectral and Frobenius error."""
-    sparsities = sorted({row["requested"] for row in rows})
+    sparsities = sorted(distinct(found, "sparsity", "agreement"))
     shown = Table(
         "Agreement with the dense network, %, one shot (spectral / Frobenius error)",
         ("method", *(f"{sparsity:.0%}" for sparsity in sparsities)),
     )
-    for label in dict.fromkeys(row["setting"] for row in rows):
-        mine = {row["requested"]: row for row in rows if row["setting"] == label}
+    for label in distinct(found, "setting", "agreement"):
+        mine = {record["sparsity"]: record for record in found if record["setting"] == label}
         shown.rows.append((label, *(cell(mine[sparsity]) for sparsity in sparsities)))
     return shown
 
@@ -89,7 +111,7 @@ def cell(row: dict[str, Any]) -> str:
     return f"{100 * row['agreement']:.1f} ({row['spectral']:.3f} / {row['frobenius']:.3f})"
 
 
-def correlations(told: list[dict[str, Any]]) -> Table:
+def correlated(told: list[dict[str, Any]]) -> Table:
     """A row a sparsity."""
     title = "Spearman's correlation of error with agreement, over methods at one sparsity"
     shown = Table(title, ("sparsity", *ERRORS))

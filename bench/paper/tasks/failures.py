@@ -13,17 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.paper.reporting import correlations
 from bench.paper.reporting.correlations import across
 from bench.paper.reporting.measures import ERRORS, spectra_of
-from bench.paper.reporting.output import Result, Table, panels
+from bench.paper.reporting.numbers import values
+from bench.paper.reporting.output import Result, panels
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import Dense, trained
 from bench.paper.runs.jobs import Settings, kept, run_all
 from bench.paper.tasks.oneshot import chosen, images, judged, of_images, row, sparsities
 from bench.paper.training.networks import CLASSES, ROWS, mlp, wide
 from bench.paper.training.objectives import OBJECTIVES
+from bench.tables import Table
+from bench.tidy import Row, as_written, over_seeds, records
 
 DEPTH, WIDTH = 2, 64
+NOTES = {
+    "test": "accuracy, or of reconstruction the share of the variance explained; a variant is a "
+    "condition",
+    "rho": "Spearman's correlation of an error with it over methods, with its 95 % interval",
+    "left out": "the errors, and the performance of each seed's network: the mean is here",
+}
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,9 @@ def run(settings: Settings) -> Result:
     told = {
         condition.label: across(list(rows_of(runs, condition.label))) for condition in conditions
     }
-    return Result(
-        "failures", settings, {"runs": runs, "correlations": told}, [table(settings, runs, told)],
-        {"": figure(settings, told)},
-    )  # fmt: skip
+    rows = as_written(numbers(runs, told))
+    drawn = {"": figure(settings, told)}
+    return Result("failures", settings, rows, tables(settings, rows), drawn, notes=NOTES)
 
 
 def one(settings: Settings, condition: Condition, seed: int) -> dict[str, Any]:
@@ -99,26 +108,40 @@ def rows_of(runs: list[dict[str, Any]], condition: str) -> Iterator[dict[str, An
             yield from one["rows"]
 
 
-def table(
-    settings: Settings, runs: list[dict[str, Any]], told: dict[str, list[dict[str, Any]]]
-) -> Table:
+def numbers(runs: list[dict[str, Any]], told: dict[str, list[dict[str, Any]]]) -> list[Row]:
+    """Performance, dense a seed each and pruned over the seeds; the correlations."""
+    found = [Row(run["condition"], run["seed"], "", None, "dense", run["dense"]) for run in runs]
+    pruned = [
+        Row(run["condition"], run["seed"], one["setting"], one["requested"], "test", one["test"])
+        for run in runs
+        for one in run["rows"]
+    ]
+    best = [
+        Row(condition, None, "", place["sparsity"], "best", place["best"])
+        for condition, places in told.items()
+        for place in places
+    ]
+    return [*found, *over_seeds(pruned), *best, *correlations.numbers(told)]
+
+
+def tables(settings: Settings, rows: list[Row]) -> list[Table]:
     """A row a condition and sparsity."""
     shown = Table(
         "Spearman's correlation of error with performance over methods; performance is accuracy, "
         f"of reconstruction the variance explained, in %{of_images(settings)}",
         ("condition", "sparsity", "dense", "best", *ERRORS, "spectral over frobenius"),
     )
-    for label, places in told.items():
-        dense = mean_interval([one["dense"] for one in runs if one["condition"] == label])
+    found = records(rows)
+    for condition, places in correlations.read(found).items():
+        dense = mean_interval(values(found, "dense", variant=condition))
         for place in places:
+            at = place["sparsity"]
+            best = values(found, "best", variant=condition, sparsity=at)[0]
             cells = (place[key].show(digits=2) for key in (*ERRORS, "better"))
             shown.rows.append(
-                (
-                    label, f"{place['sparsity']:.0%}", dense.show(100),
-                    f"{100 * place['best']:.1f}", *cells,
-                )
-            )  # fmt: skip
-    return shown
+                (condition, f"{at:.0%}", dense.show(100), f"{100 * best:.1f}", *cells)
+            )
+    return [shown]
 
 
 def figure(settings: Settings, told: dict[str, list[dict[str, Any]]]) -> Any:

@@ -18,16 +18,21 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.numbers import distinct, values
+from bench.paper.reporting.output import Result, panels, style
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.at_start import AT_START, anything, at_start, chosen
 from bench.paper.runs.dense import build, tested, trained
 from bench.paper.runs.jobs import Settings, kept, run_all, say
 from bench.paper.training.loop import Training
+from bench.tables import Table
+from bench.tidy import Row, as_written, records
 from spectral_engine.recipe.legacy import REFITS
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 RETRAIN, EARLY = 6, 1
+#: When accuracy is measured: right after pruning, and at the end.
+PARTS = ("pruned", "retrained")
 #: Images in the calibration of a method.
 SAMPLES = 1024
 #: What `prune` takes, of the methods that prune a trained network by it.
@@ -71,9 +76,8 @@ def run(settings: Settings) -> Result:
     ]
     dense = [float(trained(settings, seed).test) for seed in settings.runs]
     longer = run_all(settings, [partial(control, settings, seed) for seed in settings.runs])
-    tables = [table(rows, part, dense, longer) for part in ("pruned", "retrained")]
-    summary = {"dense": dense, "control": longer, "retrain": RETRAIN, "rows": rows}
-    return Result("headtohead", settings, summary, tables, {"": figure(settings, rows)})
+    told = as_written(numbers(rows, dense, longer))
+    return Result("headtohead", settings, told, tables(told), {"": figure(settings, rows)})
 
 
 def prepared(settings: Settings, seed: int) -> None:
@@ -183,29 +187,42 @@ def train(
     return tested(settings, model)
 
 
-def table(rows: list[dict[str, Any]], part: str, dense: list[float], longer: list[float]) -> Table:
-    """A row a method, a column a sparsity."""
-    sparsities = sorted({row["requested"] for row in rows})
-    shown = Table(
-        f"Test accuracy, %, {part}; dense {mean_interval(dense).show(100, 2)}, trained as long "
-        f"{mean_interval(longer).show(100, 2)}",
-        ("method", *(f"{sparsity:.0%}" for sparsity in sparsities)),
-    )
-    for name in dict.fromkeys(row["method"] for row in rows):
-        cells = (
-            mean_interval(
-                [r[part] for r in rows if (r["method"], r["requested"]) == (name, sparsity)]
-            ).show(100, 2)
-            for sparsity in sparsities
+def numbers(rows: list[dict[str, Any]], dense: list[float], longer: list[float]) -> list[Row]:
+    """Test accuracies: of each method pruned and retrained, dense, and dense trained as long."""
+    found = [
+        Row("", seed, "", None, metric, value)
+        for metric, accuracies in (("dense", dense), ("control", longer))
+        for seed, value in enumerate(accuracies)
+    ]
+    return found + [
+        Row("", row["seed"], row["method"], row["requested"], part, row[part])
+        for row in rows
+        for part in PARTS
+    ]
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """One right after pruning and one at the end: a row a method, a column a sparsity."""
+    found, shown = records(rows), []
+    dense, longer = (mean_interval(values(found, name)) for name in ("dense", "control"))
+    sparsities = sorted(distinct(found, "sparsity", PARTS[0]))
+    for part in PARTS:
+        table = Table(
+            f"Test accuracy, %, {part}; dense {dense.show(100, 2)}, trained as long "
+            f"{longer.show(100, 2)}",
+            ("method", *(f"{sparsity:.0%}" for sparsity in sparsities)),
         )
-        shown.rows.append((name, *cells))
+        for name in distinct(found, "setting", part):
+            cells = (values(found, part, setting=name, sparsity=at) for at in sparsities)
+            table.rows.append((name, *(mean_interval(cell).show(100, 2) for cell in cells)))
+        shown.append(table)
     return shown
 
 
 def figure(settings: Settings, rows: list[dict[str, Any]]) -> Any:
     """Accuracy against sparsity, right after pruning and at the end."""
     drawn, axes = panels(f"Head to head, {settings.label}", 2)
-    for axis, part in zip(axes, ("pruned", "retrained"), strict=True):
+    for axis, part in zip(axes, PARTS, strict=True):
         for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
             points: dict[float, list[float]] = {}
             for row in rows:

@@ -15,11 +15,14 @@ import numpy as np
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.reporting.output import Result, Table, falling_share, panels, style
+from bench.paper.reporting.numbers import Records, distinct, values
+from bench.paper.reporting.output import Result, falling_share, panels, style
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import evaluate, trained
 from bench.paper.runs.jobs import Settings, kept, run_all, say
 from bench.paper.training.loop import Recipe, Training, soft_targets
+from bench.tables import Table
+from bench.tidy import Row, as_written, records
 
 LADDER = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 #: Of networks where a round is dear.
@@ -33,6 +36,13 @@ SOFT = 0.9
 #: A spectrum with less than this share of the dense network's has collapsed.
 COLLAPSE = 0.5
 CONTROL = "dense control"
+#: The name of a plan that has a control.
+BEST = "best"
+NOTES = {
+    "kept, recovered": f"the mean over a layer's {LEADING} leading singular values of "
+    "min(sigma_i / sigma_i(dense), 1), after pruning and after retraining; a setting is a layer",
+    "left out": "validation accuracies; the singular values",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ def ladder(
 
 def best(rounds: tuple[tuple[float, int], ...], rate: float, decay: float, allocation: str) -> Plan:
     """The recipe that loses least: the dense network's answers are learnt, the last round long."""
-    return Plan("best", rounds, rate, decay, allocation=allocation, soft=SOFT)
+    return Plan(BEST, rounds, rate, decay, allocation=allocation, soft=SOFT)
 
 
 #: Of each network; those of LeNets were chosen on the validation part.
@@ -99,7 +109,7 @@ def plans(settings: Settings) -> list[Plan]:
     for plan in PLANS.get(settings.network, DEFAULT):
         used = replace(plan, rounds=((0.5, 1), (0.9, 1))) if settings.quick else plan
         found.append(used)
-        if plan.name == "best":
+        if plan.name == BEST:
             found.append(replace(used, pruned=False))
     return found[-3:] if settings.quick else found
 
@@ -113,17 +123,10 @@ def run(settings: Settings) -> Result:
         {"seed": seed, "plan": plan.label, "name": plan.name, **result}
         for (seed, plan), result in zip(cases, found, strict=True)
     ]
-    tables = [
-        ladder_table(plan, [run for run in runs if run["plan"] == plan.label])
-        for plan in plans(settings)
-        if plan.pruned
-    ]
-    best = [one for one in (compared(plan, runs) for plan in plans(settings)) if one is not None]
+    told = as_written(numbers(runs))
     return Result(
-        "iterative", settings,
-        {"collapse": COLLAPSE, "leading": LEADING, "best": best, "runs": runs},
-        [*tables, best_table(best)], {"": figure(settings, runs)},
-    )  # fmt: skip
+        "iterative", settings, told, tables(told), {"": figure(settings, runs)}, notes=NOTES
+    )
 
 
 def prepared(settings: Settings, seed: int) -> None:
@@ -218,25 +221,53 @@ class Measured:
 TEST = 1  # of the pairs (validation, test) that `evaluate` gives
 
 
-def ladder_table(plan: Plan, runs: list[dict[str, Any]]) -> Table:
+def numbers(runs: list[dict[str, Any]]) -> list[Row]:
+    """What `one` gives, a seed each: test accuracies, and shares of the spectrum a layer."""
+    found = []
+    for run in runs:
+        place = (run["plan"], run["seed"])
+        found.append(Row(*place, "", None, "dense", run["dense"]))
+        for one in run["rounds"]:
+            sparsity = one["requested"]
+            told = {"epochs": one["epochs"]} | {
+                part: one[f"accuracy_{part}"][TEST] for part in ("before", "pruned", "retrained")
+            }
+            found += [Row(*place, "", sparsity, name, value) for name, value in told.items()]
+            for part in ("kept", "recovered"):
+                shares = one.get(part, {})
+                found += [Row(*place, name, sparsity, part, x) for name, x in shares.items()]
+    return found
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """One a plan, then the best recipes against their controls."""
+    found = records(rows)
+    plans = [plan for plan in distinct(found, "variant", "dense") if plan != CONTROL]
+    return [
+        *(plan_table(plan, [one for one in found if one["variant"] == plan]) for plan in plans),
+        best_table([plan for plan in plans if plan.startswith(BEST)], found),
+    ]
+
+
+def plan_table(plan: str, found: Records) -> Table:
     """A row a round: accuracies, and the shares of the spectrum kept and recovered."""
     shown = Table(
-        f"{plan.label}: test accuracy and the share of the dense network's leading singular values",
+        f"{plan}: test accuracy and the share of the dense network's leading singular values",
         ("sparsity", "epochs", "before", "pruned", "retrained", "spectrum kept",
          "recovered", "recovered, least layer", "collapsed layers"),
     )  # fmt: skip
-    for index in range(len(plan.rounds)):
-        rounds = [run["rounds"][index] for run in runs]
-        recovered = [list(one["recovered"].values()) for one in rounds]
+    for sparsity in distinct(found, "sparsity", "retrained"):
+        mine = [record for record in found if record["sparsity"] == sparsity]
+        kept_, recovered = (over_layers(mine, part) for part in ("kept", "recovered"))
         shown.rows.append(
             (
-                f"{rounds[0]['requested']:.1%}",
-                f"{rounds[0]['epochs']}",
+                f"{sparsity:.1%}",
+                f"{values(mine, 'epochs')[0]}",
                 *(
-                    mean_interval([one[f"accuracy_{part}"][TEST] for one in rounds]).show(100, 2)
+                    mean_interval(values(mine, part)).show(100, 2)
                     for part in ("before", "pruned", "retrained")
                 ),
-                percent([float(np.mean(list(one["kept"].values()))) for one in rounds]),
+                percent([float(np.mean(shares)) for shares in kept_]),
                 percent([float(np.mean(shares)) for shares in recovered]),
                 percent([min(shares) for shares in recovered]),
                 mean_interval(
@@ -247,40 +278,36 @@ def ladder_table(plan: Plan, runs: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def percent(values: list[float]) -> str:
+def over_layers(found: Records, part: str) -> list[list[float]]:
+    """A share of every layer, for each seed."""
+    return [values(found, part, seed=seed) for seed in distinct(found, "seed", part)]
+
+
+def percent(shares: list[float]) -> str:
     """A mean with its interval."""
-    return mean_interval(values).show(100) + " %"
+    return mean_interval(shares).show(100) + " %"
 
 
-def compared(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """A best recipe against the dense network and against the control, seed by seed."""
-    if plan.name != "best" or not plan.pruned:
-        return None
-    mine = [run for run in runs if run["plan"] == plan.label]
-    controls = [run for run in runs if run["plan"] == CONTROL]
-    pruned = [run["rounds"][-1]["accuracy_retrained"][TEST] for run in mine]
-    control = [run["rounds"][-1]["accuracy_retrained"][TEST] for run in controls]
-    dense = [run["dense"] for run in mine]
-    return {
-        "plan": plan.label,
-        "rounds": plan.rounds,
-        "rate": plan.rate,
-        "dense": mean_interval(dense),
-        "control": mean_interval(control),
-        "pruned": mean_interval(pruned),
-        "loss to dense": mean_interval([a - b for a, b in zip(dense, pruned, strict=True)]),
-        "loss to control": mean_interval([a - b for a, b in zip(control, pruned, strict=True)]),
-    }
-
-
-def best_table(best: list[dict[str, Any]]) -> Table:
-    """A row a recipe."""
+def best_table(plans: list[str], found: Records) -> Table:
+    """The best recipes against the dense network and against the control, seed by seed."""
     columns = ("dense", "control", "pruned", "loss to dense", "loss to control")
     shown = Table("Best recipe, test accuracy in %; losses in points", ("recipe", *columns))
-    for one in best:
-        rounds = ", ".join(f"{sparsity:.1%} ({epochs})" for sparsity, epochs in one["rounds"])
-        cells = (one[column].show(100, 2) for column in columns)
-        shown.rows.append((f"{one['plan']}: {rounds}", *cells))
+    for plan in plans:
+        mine = [record for record in found if record["variant"] == plan]
+        epochs = {
+            at: values(mine, "epochs", sparsity=at)[0]
+            for at in distinct(mine, "sparsity", "epochs")
+        }
+        last = list(epochs)[-1]
+        dense, pruned = values(mine, "dense"), values(mine, "retrained", sparsity=last)
+        control = values(found, "retrained", variant=CONTROL, sparsity=last)
+        told = (
+            dense, control, pruned,
+            [a - b for a, b in zip(dense, pruned, strict=True)],
+            [a - b for a, b in zip(control, pruned, strict=True)],
+        )  # fmt: skip
+        rounds = ", ".join(f"{sparsity:.1%} ({count})" for sparsity, count in epochs.items())
+        shown.rows.append((f"{plan}: {rounds}", *(mean_interval(one).show(100, 2) for one in told)))
     return shown
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.numbers import Records, distinct, values
+from bench.paper.reporting.output import Result, panels, style
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import trained
 from bench.paper.runs.jobs import Settings, kept, run_all
+from bench.tables import Table
+from bench.tidy import Row, as_written, records
 
 #: Singular values whose course is kept and drawn, by index from 0.
 SHOWN = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -22,6 +25,14 @@ SHOWN = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 TOLERANCE = 0.02
 #: Shares of the training at which the distance moved so far is told.
 MOMENTS = (0.1, 0.25, 0.5)
+#: And the distance that is still to go, in the CSV.
+KEPT = (0.0, 0.1, 0.25, 0.5, 0.75)
+NOTES = {
+    "variants": "the schedules of the learning rate; a setting is a layer",
+    "settled": f"the epoch from which on it is within {TOLERANCE:.0%} of where it ends",
+    "left out": "the singular values; their distance to the end, but at five moments of the "
+    "training; validation accuracy, but that of the last epoch",
+}
 
 
 def schedules(settings: Settings) -> tuple[str, ...]:
@@ -38,11 +49,10 @@ def run(settings: Settings) -> Result:
         {"schedule": schedule, "seed": seed, **result}
         for (schedule, seed), result in zip(cases, found, strict=True)
     ]
+    told = as_written(numbers(runs))
     return Result(
-        "learning", settings, {"tolerance": TOLERANCE, "shown": SHOWN, "runs": runs},
-        [table(schedule, runs) for schedule in schedules(settings)],
-        {"": figure(settings, runs)},
-    )  # fmt: skip
+        "learning", settings, told, tables(told), {"": figure(settings, runs)}, notes=NOTES
+    )
 
 
 def one(settings: Settings, schedule: str, seed: int) -> dict[str, Any]:
@@ -93,31 +103,68 @@ def course(values: NDArray[np.float64], epochs: NDArray[np.float64]) -> dict[str
     }
 
 
-def table(schedule: str, runs: list[dict[str, Any]]) -> Table:
+def numbers(runs: list[dict[str, Any]]) -> list[Row]:
+    """What `one` gives, a seed each, without the courses: of these a few moments."""
+    found = []
+    for run in runs:
+        place, epochs = (run["schedule"], run["seed"]), run["epochs"]
+        told = {"test": run["test"], "validation": run["validation"][-1], "epochs": epochs[-1]}
+        found += [Row(*place, "", None, name, value) for name, value in told.items()]
+        for name, layer in run["layers"].items():
+            distance = layer["distance"]
+            told = {
+                "settled": layer["settled"],
+                "median value settled": layer["value_settled_median"],
+                **{
+                    f"moved at {share:.0%}": moved
+                    for share, moved in zip(MOMENTS, layer["moved"], strict=True)
+                },
+                **{
+                    f"distance at {share:.0%}": distance[int(share * (len(epochs) - 1))]
+                    for share in KEPT
+                },
+                **{
+                    f"sigma_{int(index) + 1} settled": epoch
+                    for index, epoch in layer["value_settled"].items()
+                },
+            }
+            found += [Row(*place, name, None, key, x) for key, x in told.items() if x is not None]
+    return found
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """One a schedule: a row a layer, over the seeds."""
+    found = records(rows)
+    return [
+        table(schedule, [record for record in found if record["variant"] == schedule])
+        for schedule in distinct(found, "variant", "test")
+    ]
+
+
+def table(schedule: str, found: Records) -> Table:
     """A row a layer, over the seeds."""
-    mine = [one for one in runs if one["schedule"] == schedule]
-    total = mine[0]["epochs"][-1]
-    test = mean_interval([one["test"] for one in mine])
+    test = mean_interval(values(found, "test"))
     shown = Table(
-        f"rate {schedule}: test accuracy {test.show(100, 2)} % after {total:.0f} epochs",
+        f"rate {schedule}: test accuracy {test.show(100, 2)} % after "
+        f"{values(found, 'epochs')[0]:.0f} epochs",
         ("layer", "moved by", *(f"moved at {share:.0%}" for share in MOMENTS),
          "settled, epoch", "of runs", "sigma_1 settled", "median value settled"),
     )  # fmt: skip
-    for name in mine[0]["layers"]:
-        layers = [one["layers"][name] for one in mine]
-        settled = [layer["settled"] for layer in layers if layer["settled"] is not None]
+    for name in distinct(found, "setting", "median value settled"):
+        layers = [record for record in found if record["setting"] == name]
+        settled = values(layers, "settled")
         shown.rows.append(
             (
                 name,
-                mean_interval([layer["distance"][0] for layer in layers]).show(digits=2),
+                mean_interval(values(layers, "distance at 0%")).show(digits=2),
                 *(
-                    mean_interval([layer["moved"][index] for layer in layers]).show(100, 0) + " %"
-                    for index in range(len(MOMENTS))
+                    mean_interval(values(layers, f"moved at {share:.0%}")).show(100, 0) + " %"
+                    for share in MOMENTS
                 ),
                 mean_interval(settled).show(),
                 f"{len(settled)}/{len(layers)}",
-                mean_interval([layer["value_settled"]["0"] for layer in layers]).show(),
-                mean_interval([layer["value_settled_median"] for layer in layers]).show(),
+                mean_interval(values(layers, "sigma_1 settled")).show(),
+                mean_interval(values(layers, "median value settled")).show(),
             )
         )
     return shown

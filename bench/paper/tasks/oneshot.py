@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import spectral_engine as se
+from bench.paper.reporting import correlations
 from bench.paper.reporting.correlations import (
     across,
     correlated,
@@ -23,18 +24,27 @@ from bench.paper.reporting.correlations import (
     unbiased,
 )
 from bench.paper.reporting.measures import ERRORS, errors_of, spectra_of
-from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.numbers import Records, distinct, values
+from bench.paper.reporting.output import Result, panels, style
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import Dense, trained
 from bench.paper.runs.jobs import Settings, kept, run_all
 from bench.paper.training.data import Part
 from bench.paper.training.loop import Judge, accuracy
+from bench.tables import Table
+from bench.tidy import Row, as_written, over_seeds, records
 from spectral_engine.recipe.legacy import REFITS
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 LAWS = ("l1", "l2", "hybrid", "row-l1", "bernstein", "am07", "trimmed-l2", "quantised")
 #: Draws of one method on one network at each of these sparsities.
 DRAWS, DRAWN_AT = 8, (0.5, 0.8)
+NOTES = {
+    "rho": "Spearman's correlation of an error with accuracy, with its 95 % interval; a variant is "
+    "what it is over",
+    "left out": "the errors of each network: their means over the seeds are here; single draws: "
+    "the mean and the standard deviation of their accuracy on each network are here",
+}
 
 
 @dataclass(frozen=True)
@@ -100,16 +110,18 @@ def run(settings: Settings) -> Result:
     drawn = run_all(settings, [partial(draws, settings, *case) for case in cases])
     rows = [row for part in found for row in part]
     repeats = [row for part in drawn for row in part]
-    correlations = {
+    rho = {
         "across": across(rows),
         "across, without the rescaled": across([r for r in rows if not unbiased(r)]),
         "over sparsities": over_sparsities(rows),
         "over draws": over_draws(repeats),
     }
     dense = run_all(settings, [partial(dense_accuracy, settings, seed) for seed in settings.runs])
-    summary = {"dense": dense, "rows": rows, "draws": repeats, "correlations": correlations}
-    tables = [accuracies(settings, rows, dense), *correlated(correlations)]
-    return Result("oneshot", settings, summary, tables, {"": figure(settings, rows, dense)})
+    told = as_written([*numbers(rows, repeats, dense), *correlations.numbers(rho)])
+    return Result(
+        "oneshot", settings, told, tables(settings, told), {"": figure(settings, rows, dense)},
+        notes=NOTES,
+    )  # fmt: skip
 
 
 def chosen(settings: Settings) -> list[Setting]:
@@ -237,22 +249,48 @@ def random(model: nn.Module, sparsity: float, seed: int) -> list[str]:
 # Tables and figure
 
 
-def accuracies(settings: Settings, rows: list[dict[str, Any]], dense: list[float]) -> Table:
+def numbers(
+    rows: list[dict[str, Any]], repeats: list[dict[str, Any]], dense: list[float]
+) -> list[Row]:
+    """Accuracies a seed each, errors over the seeds; of the draws mean and spread."""
+    found = [Row("", seed, "", None, "dense", value) for seed, value in enumerate(dense)]
+    found += [Row("", row["seed"], row["setting"], row["requested"], "test", row["test"])
+              for row in rows]  # fmt: skip
+    found += over_seeds(
+        [
+            Row("", row["seed"], row["setting"], row["requested"], key, row[key])
+            for row in rows
+            for key in ERRORS
+        ]
+    )
+    draws: dict[tuple[Any, ...], list[float]] = {}
+    for row in repeats:
+        place = ("draws", row["seed"], row["setting"], row["requested"])
+        draws.setdefault(place, []).append(row["test"])
+    for place, accuracies in draws.items():
+        found.append(Row(*place, "test", float(np.mean(accuracies))))
+        found.append(Row(*place, "test, deviation", float(np.std(accuracies, ddof=1))))
+    return found
+
+
+def tables(settings: Settings, rows: list[Row]) -> list[Table]:
+    """Accuracies, then correlations."""
+    found = records(rows)
+    return [accuracies(settings, found), *correlated(correlations.read(found))]
+
+
+def accuracies(settings: Settings, found: Records) -> Table:
     """A row a method, a column a sparsity."""
-    columns = sorted({row["requested"] for row in rows})
-    before = mean_interval(dense).show(100, 2)
+    found = [record for record in found if not record["variant"]]
+    columns = sorted(distinct(found, "sparsity", "test"))
+    before = mean_interval(values(found, "dense")).show(100, 2)
     shown = Table(
         f"Test accuracy, %, one shot{of_images(settings)}; dense {before}",
         ("method", *(f"{column:.0%}" for column in columns)),
     )
-    for label in dict.fromkeys(row["setting"] for row in rows):
-        cells = (
-            mean_interval(
-                [r["test"] for r in rows if (r["setting"], r["requested"]) == (label, column)]
-            ).show(100)
-            for column in columns
-        )
-        shown.rows.append((label, *cells))
+    for label in distinct(found, "setting", "test"):
+        cells = (values(found, "test", setting=label, sparsity=column) for column in columns)
+        shown.rows.append((label, *(mean_interval(cell).show(100) for cell in cells)))
     return shown
 
 

@@ -13,12 +13,15 @@ import numpy as np
 from torch import nn
 
 import spectral_engine as se
-from bench.paper.reporting.output import Result, Table, panels, style
+from bench.paper.reporting.numbers import distinct, values
+from bench.paper.reporting.output import Result, panels, style
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import build, tested, trained
 from bench.paper.runs.jobs import Settings, kept, run_all, say
 from bench.paper.tasks import headtohead
 from bench.paper.training.loop import Training
+from bench.tables import Table
+from bench.tidy import Row, as_written, records
 
 SPARSITIES = (0.8, 0.9, 0.95)
 #: Epochs after which the weights are taken.
@@ -44,9 +47,8 @@ def run(settings: Settings) -> Result:
         for (seed, start, sparsity), result in zip(cases, found, strict=True)
     ]
     dense = [float(trained(settings, seed).test) for seed in settings.runs]
-    summary = {"dense": dense, "retrain": headtohead.RETRAIN, "rows": rows}
-    tables = [table(rows, dense)]
-    return Result("rewinding", settings, summary, tables, {"": figure(settings, rows, dense)})
+    told = as_written(numbers(rows, dense))
+    return Result("rewinding", settings, told, tables(told), {"": figure(settings, rows, dense)})
 
 
 def rewound(epoch: int) -> str:
@@ -92,30 +94,42 @@ def begun(settings: Settings, seed: int, start: str) -> nn.Module:
     return model
 
 
-def table(rows: list[dict[str, Any]], dense: list[float]) -> Table:
+def numbers(rows: list[dict[str, Any]], dense: list[float]) -> list[Row]:
+    """Test accuracies: of each start, under the mask and after its training; and dense."""
+    found = [Row("", seed, "", None, "dense", value) for seed, value in enumerate(dense)]
+    return found + [
+        Row("", row["seed"], row["start"], row["requested"], part, row[part])
+        for row in rows
+        for part in headtohead.PARTS
+    ]
+
+
+def tables(rows: list[Row]) -> list[Table]:
     """A row a start, a column a sparsity; what it has over new weights, seed by seed."""
-    sparsities = sorted({row["requested"] for row in rows})
+    found = records(rows)
+    sparsities = sorted(distinct(found, "sparsity", "retrained"))
+    dense = mean_interval(values(found, "dense"))
     shown = Table(
         f"Test accuracy, %, after {headtohead.RETRAIN} epochs under the mask; dense "
-        f"{mean_interval(dense).show(100, 2)}",
+        f"{dense.show(100, 2)}",
         ("start", *(f"{sparsity:.0%}" for sparsity in sparsities),
          *(f"{sparsity:.0%}, over new" for sparsity in sparsities)),
     )  # fmt: skip
-    for start in dict.fromkeys(row["start"] for row in rows):
-        found = [ends(rows, start, sparsity) for sparsity in sparsities]
-        new = [ends(rows, NEW, sparsity) for sparsity in sparsities]
+    new = [values(found, "retrained", setting=NEW, sparsity=sparsity) for sparsity in sparsities]
+    for start in distinct(found, "setting", "retrained"):
+        ends = [values(found, "retrained", setting=start, sparsity=at) for at in sparsities]
         over = [
             mean_interval([a - b for a, b in zip(mine, other, strict=True)])
-            for mine, other in zip(found, new, strict=True)
+            for mine, other in zip(ends, new, strict=True)
         ]
         shown.rows.append(
             (
                 start,
-                *(mean_interval(mine).show(100, 2) for mine in found),
+                *(mean_interval(mine).show(100, 2) for mine in ends),
                 *("-" if start == NEW else one.show(100, 2) for one in over),
             )
         )
-    return shown
+    return [shown]
 
 
 def ends(rows: list[dict[str, Any]], start: str, sparsity: float) -> list[float]:

@@ -132,8 +132,8 @@ def test_a_thinned_network_is_judged_by_the_first_images(
     first = Part(test.images[:50], test.labels[:50])
     expected = training.accuracy(model, first, settings.chosen.prepare)
     assert oneshot.judged(settings, model) == expected != dense.tested(settings, model)
-    rows = [{"setting": "magnitude", "requested": 0.5, "test": 0.5}]
-    assert "50 test images" in oneshot.accuracies(settings, rows, [0.5]).title
+    rows = [{"variant": "", "setting": "magnitude", "sparsity": 0.5, "test": 0.5}]
+    assert "50 test images" in oneshot.accuracies(settings, rows).title
     assert len(oneshot.chosen(replace(settings, quick=False))) == len(oneshot.FEW)
 
 

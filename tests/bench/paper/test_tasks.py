@@ -1,6 +1,5 @@
 """The paper's tasks, end to end on small made-up images; that a run which was stopped goes on."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +12,9 @@ import torch
 from torch import nn
 
 import spectral_engine as se
+from bench import tidy
 from bench.paper.reporting import correlations
-from bench.paper.reporting.output import Result, Table
+from bench.paper.reporting.output import Result
 from bench.paper.reproduce import reproduce
 from bench.paper.runs import dense, jobs
 from bench.paper.runs.jobs import Settings
@@ -24,6 +24,7 @@ from bench.paper.training import data, networks, store
 from bench.paper.training import loop as training
 from bench.quality.networks import efficientnet
 from bench.quality.networks.network import Network
+from bench.tables import Table
 from spectral_engine import cli
 
 # Each task
@@ -47,12 +48,17 @@ def trained_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trained_elsewhere")
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_each_task_runs_and_writes_its_files(task: str, make: Callable[..., Settings]) -> None:
-    """Catches a task that does not run, a table of NaN, a record without seeds or versions."""
+    """Catches a task that does not run, a table of NaN, numbers without seeds or versions, and
+    tables of numbers that the file does not have.
+    """
     result, written = reproduce(task, make(seeds=2))
-    record, text = json.loads(written[0].read_text()), written[1].read_text()
-    assert [path.suffix for path in written] == [".json", ".md", ".png"]
-    assert record["seeds"] == ([0] if task == "efficientnet" else [0, 1])
-    assert {"torch", "numpy", "spectral-engine"} <= record["versions"].keys()
+    head, rows = tidy.read(written[0])
+    text = written[1].read_text()
+    assert [path.suffix for path in written] == [".csv", ".md", ".png"]
+    assert head["seeds"] == ("0" if task == "efficientnet" else "0 1")
+    assert head["command"].startswith(f"spectral-engine reproduce {task}")
+    assert all(name in head["versions"] for name in ("torch 2", "numpy 2", "spectral-engine 0"))
+    assert str(rows) == str(result.rows)  # as text, in which a NaN is equal to itself
     assert written[2].read_bytes()[:4] == b"\x89PNG"
     assert "nan" not in text
     assert all(len(table.rows) > 0 for table in result.tables)
@@ -197,18 +203,19 @@ def test_a_part_of_a_sweep_is_not_called_the_whole(
 ) -> None:
     """Catches results on some images written over those on all, under the same heading."""
     settings = replace(make(), quick=False, subset=500, width=1.0, out=tmp_path)
-    result = Result("depth", settings, {}, [Table("t", ("a",))], {}, subject="perceptrons")
+    result = Result("depth", settings, [], [Table("t", ("a",))], {}, subject="perceptrons")
     written = result.write()
-    assert [path.name for path in written] == ["depth-subset500.json", "depth-subset500.md"]
+    assert [path.name for path in written] == ["depth-subset500.csv", "depth-subset500.md"]
     assert "perceptrons, 500 training images" in written[1].read_text()
-    assert json.loads(written[0].read_text())["settings"]["subset"] == 500
+    head, _ = tidy.read(written[0])
+    assert head["subject"] == "perceptrons, 500 training images"
+    assert head["command"] == "spectral-engine reproduce depth --subset 500"
 
 
 def test_workers_do_not_change_the_result(make: Callable[..., Settings], tmp_path: Path) -> None:
     """Catches a result that depends on the process it was computed in."""
-    alone = learning.run(make(seeds=2)).summary
-    beside = learning.run(make(seeds=2, cache=tmp_path, workers=2)).summary
-    assert store.plain(alone) == store.plain(beside)
+    alone = learning.run(make(seeds=2)).rows
+    assert alone == learning.run(make(seeds=2, cache=tmp_path, workers=2)).rows
 
 
 def test_a_finished_run_is_not_computed_again(

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from bench.paper.reporting.measures import ERRORS, spectra_of
-from bench.paper.reporting.output import Result, Table, falling_share, panels, style
+from bench.paper.reporting.numbers import Records, distinct, values
+from bench.paper.reporting.output import Result, falling_share, listed, panels, style
 from bench.paper.reporting.statistics import mean_interval, spearman
 from bench.paper.runs.dense import trained
 from bench.paper.runs.jobs import Settings, kept, run_all
@@ -23,6 +24,8 @@ from bench.paper.tasks.iterative import TEST, Plan, follow
 from bench.paper.tasks.oneshot import Setting
 from bench.paper.tasks.oneshot import row as measured
 from bench.paper.training.loop import Recipe
+from bench.tables import Table
+from bench.tidy import Row, as_written, over_seeds, records
 
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 METHODS = (Setting("magnitude"), Setting("random"), Setting("randomized", "l1"),
@@ -31,6 +34,20 @@ METHODS = (Setting("magnitude"), Setting("random"), Setting("randomized", "l1"),
 ROUNDS = ((0.5, 1), (0.8, 1), (0.9, 1), (0.95, 1), (0.98, 1), (0.99, 1))
 #: A network is pruned too far when it has lost this much accuracy.
 LOSS = 0.01
+#: Metrics of the CSV that are one number a network, by their names in what `one` gives.
+FIGURES = {
+    "test": "test",
+    "weights": "weights",
+    "settled": "settled",
+    "moved": "moved",
+    **{f"rho {key}": key for key in ERRORS},
+    "one shot limit": "one_shot_limit",
+    "retrained limit": "retrained_limit",
+}
+LEFT_OUT = (
+    "the errors of each pruned network, whose rank correlations with accuracy stand as rho; the "
+    "spectra of the rounds"
+)
 
 
 @dataclass(frozen=True)
@@ -54,41 +71,74 @@ def run(
         {"variant": variant.label, "seed": seed, **result}
         for (variant, seed), result in zip(cases, found, strict=True)
     ]
-    columns = ("variant", "weights", "dense accuracy", "moved at 25 %", "settled, epoch", "of runs",
-               "one shot", "retrained", "rho spectral", "rho frobenius")  # fmt: skip
-    table = Table(
-        f"{shortened(settings, variants[0]).epochs} epochs; largest sparsity within {LOSS:.0%} of "
-        "dense accuracy, by magnitude; Spearman's correlation of error and accuracy over methods "
-        "and sparsities",
-        columns,
-    )
-    for variant in variants:
-        mine = [row for row in rows if row["variant"] == variant.label]
-        settled = [row["settled"] for row in mine if row["settled"] is not None]
-        table.rows.append(
-            (
-                variant.label,
-                f"{mine[0]['weights']:,}",
-                cell(mine, "test", 100, 2),
-                cell(mine, "moved", 100, 0),
-                mean_interval(settled).show(),
-                f"{len(settled)}/{len(mine)}",
-                cell(mine, "one_shot_limit", 100),
-                cell(mine, "retrained_limit", 100),
-                cell(mine, "spectral", 1, 2),
-                cell(mine, "frobenius", 1, 2),
-            )
-        )
+    told = as_written(numbers(rows))
     recipes = {variant.label: vars(shortened(settings, variant)) for variant in variants}
     return Result(
-        task, settings, {"recipes": recipes, "rounds": ROUNDS, "loss": LOSS, "rows": rows}, [table],
-        {"": figure(f"{task}, {subject or settings.label}", rows)}, subject,
+        task, settings, told, tables(shortened(settings, variants[0]).epochs, told),
+        {"": figure(f"{task}, {subject or settings.label}", rows)}, subject, notes(recipes),
     )  # fmt: skip
 
 
-def cell(rows: list[dict[str, Any]], key: str, scale: float, digits: int = 1) -> str:
+def notes(recipes: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """For the head of the CSV: how the variants are trained, once where all are so."""
+    told = {f"recipe of {variant}": listed(recipe) for variant, recipe in recipes.items()}
+    if len(set(told.values())) == 1:
+        told = {"recipe of all variants": next(iter(told.values()))}
+    return told | {"left out": LEFT_OUT}
+
+
+def numbers(rows: list[dict[str, Any]]) -> list[Row]:
+    """What `one` gives, a seed each; of pruning in one shot, the mean over the seeds."""
+    found = []
+    for row in rows:
+        place = (row["variant"], row["seed"], "")
+        told = {name: row[key] for name, key in FIGURES.items()}
+        found += [Row(*place, None, name, x) for name, x in told.items() if x is not None]
+        for one in row["retrained"]:
+            for part in ("pruned", "retrained"):
+                accuracy = one[f"accuracy_{part}"][TEST]
+                found.append(Row(*place, one["requested"], part, accuracy))
+    one_shot = [
+        Row(row["variant"], row["seed"], one["setting"], one["requested"], "one shot", one["test"])
+        for row in rows
+        for one in row["one_shot"]
+    ]
+    return found + over_seeds(one_shot)
+
+
+def tables(epochs: int, rows: list[Row]) -> list[Table]:
+    """A row a variant."""
+    shown = Table(
+        f"{epochs} epochs; largest sparsity within {LOSS:.0%} of "
+        "dense accuracy, by magnitude; Spearman's correlation of error and accuracy over methods "
+        "and sparsities",
+        ("variant", "weights", "dense accuracy", "moved at 25 %", "settled, epoch", "of runs",
+         "one shot", "retrained", "rho spectral", "rho frobenius"),
+    )  # fmt: skip
+    found = records(rows)
+    for variant in distinct(found, "variant", "test"):
+        mine = [record for record in found if record["variant"] == variant]
+        settled = values(mine, "settled")
+        shown.rows.append(
+            (
+                variant,
+                f"{values(mine, 'weights')[0]:,}",
+                cell(mine, "test", 100, 2),
+                cell(mine, "moved", 100, 0),
+                mean_interval(settled).show(),
+                f"{len(settled)}/{len(values(mine, 'test'))}",
+                cell(mine, "one shot limit", 100),
+                cell(mine, "retrained limit", 100),
+                cell(mine, "rho spectral", 1, 2),
+                cell(mine, "rho frobenius", 1, 2),
+            )
+        )
+    return [shown]
+
+
+def cell(found: Records, metric: str, scale: float, digits: int = 1) -> str:
     """A mean over seeds with its interval."""
-    return mean_interval([row[key] for row in rows if row[key] is not None]).show(scale, digits)
+    return mean_interval(values(found, metric)).show(scale, digits)
 
 
 def shortened(settings: Settings, variant: Variant) -> Recipe:
