@@ -1,6 +1,6 @@
 """Which weights of a model are pruned, or have spectra, and why the others are not or have none."""
 
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,13 @@ from spectral_kernels import check_weight
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from spectral_engine.layers.selector import Selector, matches
-from spectral_engine.layers.views import View, split_view, views_of
+from spectral_engine.layers.adapters import adapters_in, reason_against_adapter
+from spectral_engine.layers.names import named_modules, parameter_name
+from spectral_engine.layers.parts import Splits
+from spectral_engine.layers.selector import Chooser
+from spectral_engine.layers.storage import axes, memory_of, obstacle, require_writable
+from spectral_engine.layers.unseen import FLAT, is_sharded_flat, reason_not_seen, weights_held_flat
+from spectral_engine.layers.views import View, views_of
 
 #: The kernels score in float32.
 LARGEST = torch.finfo(torch.float32).max
@@ -24,7 +29,10 @@ class Layer:
         "lstm.weight_ih_l0[forget]"
     module, local_name: whose parameter it is, and what it is called there
     view: which part of it, seen how
-    shared_with: the other names of the same memory, and `owners` all modules that hold it
+    shared_with: the other names of the same memory
+    owners: the modules that hold it and see it as this matrix; `holders`, besides these, those that
+        see it transposed or in other parts: all under whose names it has a mask
+    called: all names by which patterns choose it, those of its modules included
     """
 
     name: str
@@ -34,6 +42,13 @@ class Layer:
     view: View
     shared_with: tuple[str, ...] = ()
     owners: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
+    holders: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
+    called: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes by which patterns choose it: those of its modules and their bases."""
+        return [cls.__name__ for module, _ in self.owners for cls in type(module).__mro__[:-1]]
 
     @property
     def weight(self) -> torch.Tensor:
@@ -72,13 +87,21 @@ class Skipped:
 
 @dataclass(frozen=True)
 class _Name:
-    """One of the names of a weight: whose it is, and how it is seen there."""
+    """One of the names of a weight: whose it is, and how it is seen there.
+
+    called: the names that patterns match: its own and its module's, also as wrappers have them
+    adapter: the part of an adapter that it belongs to, such as "lora_A"; empty for others
+    hindrance: why it cannot be read or changed as it is, None if it can
+    """
 
     full: str
+    called: tuple[str, ...]
     module: nn.Module
-    prefix: str
     local: str
+    parameter: nn.Parameter
     views: list[View]
+    adapter: str
+    hindrance: str | None
 
     @property
     def rank(self) -> int:
@@ -88,6 +111,16 @@ class _Name:
     def of(self, view: View) -> str:
         return f"{self.full}[{view.part}]" if view.part else self.full
 
+    def sees(self, view: View) -> Hashable:
+        """Equal for two names under which the view's part is the same matrix, row by row."""
+        if is_lazy(self.parameter) or self.hindrance is not None:
+            return id(self.parameter)
+        weight = self.parameter.detach()
+        same = [one for one in self.views if one.part == view.part]
+        entries = same[0].of(weight) if same else weight
+        shape, stride, rows = entries.shape, entries.stride(), 1 + view.batch
+        return shape[:rows], stride[:rows], axes(shape[rows:], stride[rows:])
+
 
 #: A module's own weights by local name; None for one that is not there.
 Weights = Callable[[nn.Module], Iterable[tuple[str, nn.Parameter | None]]]
@@ -95,7 +128,7 @@ Weights = Callable[[nn.Module], Iterable[tuple[str, nn.Parameter | None]]]
 
 def find_layers(
     model: nn.Module,
-    selector: Selector,
+    selector: Chooser,
     split: Any = None,
     *,
     every: bool = False,
@@ -115,35 +148,47 @@ def find_layers(
     Raises:
         TypeError, ValueError: `split` (see `prune`), or a registered view, does not fit.
     """
-    splits = _Splits(split)
-    parameters: dict[Hashable, nn.Parameter] = {}
+    splits = Splits(split)
+    adapters, flat = adapters_in(model), is_sharded_flat(model)
+    wrapped = {id(module): name for name, module in model.named_modules()}
     shared: dict[Hashable, list[_Name]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
+    for prefix, module in named_modules(model):
         views = views_of(module)
         for local, parameter in weights(module):
             own = [view for view in views if view.parameter == local]
             if parameter is None or not (own or _has_matrix(parameter)):
                 continue
-            full = f"{prefix}.{local}" if prefix else local
-            own = splits.apply(own, parameter, full, prefix)
-            key = memory_of(parameter)
-            parameters.setdefault(key, parameter)
-            shared.setdefault(key, []).append(_Name(full, module, prefix, local, own))
+            full = parameter_name(prefix, local)
+            hindrance = obstacle(parameter) or (FLAT if flat and parameter.ndim < 2 else None)
+            if hindrance is None:
+                own = splits.apply(own, parameter, full, prefix)
+            outside = wrapped[id(module)]
+            called = dict.fromkeys((full, prefix, parameter_name(outside, local), outside))
+            adapter = adapters.get(id(module), "")
+            shared.setdefault(memory_of(parameter), []).append(
+                _Name(full, tuple(called), module, local, parameter, own, adapter, hindrance)
+            )
     layers: list[Layer] = []
     skipped: list[Skipped] = []
-    for key, names in shared.items():
+    for names in shared.values():
         names.sort(key=lambda name: name.rank)
         if every and not names[0].views:
             names[0].views.append(View(names[0].local))
-        found, left = _select(parameters[key], names, selector, every)
+        found, left = _select(names, selector, every)
         layers += found
         skipped += left
-    selector.unmatched += splits.unmatched
+    for full, prefix, module in weights_held_flat(model) if flat else ():
+        classes = [cls.__name__ for cls in type(module).__mro__[:-1]]
+        reason = selector.reason_against([full, prefix], classes)
+        if reason is None and not every:
+            raise ValueError(f"model: {full} {FLAT}")
+        skipped.append(Skipped(full, reason or FLAT))
+    selector.note_unmatched(splits.unmatched)
     return layers, skipped
 
 
 def layers_to_prune(
-    model: nn.Module, selector: Selector, split: Any = None
+    model: nn.Module, selector: Chooser, split: Any = None
 ) -> tuple[list[Layer], list[Skipped]]:
     """`find_layers`, of which there must be one.
 
@@ -154,45 +199,62 @@ def layers_to_prune(
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     layers, skipped = find_layers(model, selector, split)
     if not layers:
+        reasons = "".join(f"; {one.name}: {one.reason}" for one in skipped[:3])
         raise ValueError(
-            f"targets: no prunable weight is left with targets={selector.targets}, "
-            f"ignore={selector.ignore}; expected a class name, a glob or 're:...' that matches a "
-            "weight of a known layer"
+            f"targets: no prunable weight is left with {selector}{reasons}; expected a class name, "
+            "a glob or 're:...' that matches a weight of a known layer"
         )
     return layers, skipped
 
 
 def _select(
-    parameter: nn.Parameter, names: list[_Name], selector: Selector, every: bool
+    names: list[_Name], selector: Chooser, every: bool
 ) -> tuple[list[Layer], list[Skipped]]:
     """The views of one weight that are pruned, and those that are not."""
     first, *others = names
-    called = [name for one in names for name in (one.full, one.prefix)]
+    called = [name for one in names for name in one.called]
     classes = [cls.__name__ for one in names for cls in type(one.module).__mro__[:-1]]
-    owners = tuple({(id(one.module), one.local): (one.module, one.local) for one in names}.values())
+    parameter = first.parameter
     if not first.views:
         selector.reason_against(called, classes)  # so that a pattern for it counts as matched
-        kind = type(first.module).__name__
-        return [], [Skipped(first.full, f"{kind}.{first.local} is not seen as a matrix")]
+        return [], [Skipped(first.full, reason_not_seen(first.module, first.local))]
     layers: list[Layer] = []
     skipped: list[Skipped] = []
     for view in first.views:
         aliases = [one.of(view) for one in others]
-        reason = selector.reason_against([*called, first.of(view), *aliases], classes)
-        if view.opt_in and selector.targets is None and not every:
-            reason = reason or f"{view.opt_in}; name it in targets to prune it"
+        names_of_view = (*called, first.of(view), *aliases)
+        opt_in = "" if every else view.opt_in
+        if first.adapter and not every:
+            reason = reason_against_adapter(first.adapter, names_of_view, selector)
+        else:
+            reason = selector.reason_against(names_of_view, classes, opt_in)
+        if reason is None and first.hindrance is not None and not every:
+            raise ValueError(f"model: {first.of(view)} {first.hindrance}")
+        reason = reason or first.hindrance
         if reason is not None:
             skipped.append(Skipped(first.of(view), reason))
             continue
         _check(view, parameter, first.of(view))
         layers.append(
             Layer(
-                first.of(view), parameter, first.module, first.local, view, tuple(aliases), owners
+                first.of(view),
+                parameter,
+                first.module,
+                first.local,
+                view,
+                tuple(aliases),
+                _modules([one for one in names if one.sees(view) == first.sees(view)]),
+                _modules(names),
+                names_of_view,
             )
         )
     if not layers and len({one.reason for one in skipped}) == 1:
         skipped = [Skipped(first.full, skipped[0].reason)]
     return layers, skipped
+
+
+def _modules(names: list[_Name]) -> tuple[tuple[nn.Module, str], ...]:
+    return tuple({(id(one.module), one.local): (one.module, one.local) for one in names}.values())
 
 
 def _check(view: View, parameter: nn.Parameter, name: str) -> None:
@@ -221,69 +283,8 @@ def _check(view: View, parameter: nn.Parameter, name: str) -> None:
         )
 
 
-@dataclass
-class _Splits:
-    """The argument `split`: which weights are several matrices, one above the other."""
-
-    given: Any
-    unmatched: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        given = {} if self.given is None else self.given
-        if not isinstance(given, Mapping) or not all(map(_is_parts, given.values())):
-            raise TypeError(
-                "split: expected a dictionary from a pattern to the names of equal parts, or from "
-                f"name to number of rows; got {self.given!r}"
-            )
-        self.given = given
-        self.unmatched = [f"split {pattern!r}" for pattern in given]
-
-    def apply(
-        self, views: list[View], parameter: nn.Parameter, full: str, prefix: str
-    ) -> list[View]:
-        """The views, where a pattern matches each one split into its parts."""
-        for pattern, parts in self.given.items():
-            if not views or not matches(pattern, [full, prefix]):
-                continue
-            label = f"split {pattern!r}"
-            self.unmatched = [other for other in self.unmatched if other != label]
-            return [part for view in views for part in _parts(view, parts, parameter, full)]
-        return views
-
-
-def _is_parts(parts: Any) -> bool:
-    if isinstance(parts, Mapping):
-        names, sizes = list(parts), list(parts.values())
-        sized = all(type(rows) is int and rows > 0 for rows in sizes)
-    else:
-        names, sized = parts, isinstance(parts, Sequence) and len(set(parts)) == len(parts)
-    return sized and len(names) > 0 and all(isinstance(name, str) for name in names)
-
-
-def _parts(view: View, parts: Any, parameter: nn.Parameter, full: str) -> list[View]:
-    if is_lazy(parameter):
-        return [view]  # refused by `require_ready`
-    if view.batch:
-        raise ValueError(f"split: expected one matrix; {full} is a batch of them")
-    rows = view.of(parameter.detach()).shape[0]
-    sizes = dict(parts) if isinstance(parts, Mapping) else dict.fromkeys(parts, rows // len(parts))
-    if sum(sizes.values()) != rows:
-        raise ValueError(
-            f"split: expected parts that make up the {rows} rows of {full}; got {parts!r}"
-        )
-    return split_view(view, sizes)
-
-
 def _has_matrix(parameter: nn.Parameter) -> bool:
     return not is_lazy(parameter) and parameter.ndim >= 2
-
-
-def memory_of(parameter: torch.Tensor) -> Hashable:
-    """Equal for two parameters that are the same entries of the same memory."""
-    if is_lazy(parameter) or parameter.is_meta or parameter.data_ptr() == 0:
-        return id(parameter)
-    place = (parameter.device, parameter.data_ptr(), parameter.dtype)
-    return (*place, tuple(parameter.shape), parameter.stride())
 
 
 def require_ready(layers: Sequence[Layer], masked: Container[int] = ()) -> None:
@@ -294,8 +295,9 @@ def require_ready(layers: Sequence[Layer], masked: Container[int] = ()) -> None:
 
     Raises:
         TypeError: a dtype or a device that has no kernels.
-        ValueError: a weight not initialised, on the meta device, empty, all zeros, or with entries
-            that are not finite in float32, in which they are scored.
+        ValueError: a weight not initialised, on the meta device, empty, all zeros, with entries
+            that are not finite in float32, in which they are scored, or one that cannot be changed
+            in place, entry by entry (see `require_writable`).
     """
     for layer in layers:
         weight = layer.parameter
@@ -318,3 +320,4 @@ def require_ready(layers: Sequence[Layer], masked: Container[int] = ()) -> None:
                 f"model: {layer.name} is all zeros, so that no entry ranks above another; "
                 "train it first or name it in ignore"
             )
+    require_writable((layer.name, layer.parameter) for layer in layers)

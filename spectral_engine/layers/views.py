@@ -13,7 +13,8 @@ features. The registry below maps a module's class to its views; `register_layer
 | RNN, LSTM, GRU, their cells | each matrix of each layer and direction; a view for each gate      |
 | MultiheadAttention          | q, k and v apart, packed or not; out_proj is a Linear              |
 | Conv1D of transformers      | weight, stored (in, out)                                           |
-| classes named "...Experts"  | 3-D parameters (experts, out, in): a batch, one matrix an expert   |
+| classes named "...Experts"  | 3-D parameters (experts, out, in), or (experts, in, out) where the |
+|                             | module says so (see `experts`): a batch, one matrix an expert      |
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,13 +27,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from spectral_engine.layers.experts import stores_inputs_first
+
 #: The gates of a recurrent weight in the order of its rows, as PyTorch documents them.
 GATES = {
     "LSTM": ("input", "forget", "cell", "output"),
     "GRU": ("reset", "update", "new"),
 }
-#: Mixture-of-experts modules that store (experts, in, out), by class name.
-INPUT_FIRST_EXPERTS = ("GptOssExperts", "Llama4TextExperts")
 
 
 def whole(weight: torch.Tensor) -> torch.Tensor:
@@ -42,14 +43,24 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class View:
-    """A part of a parameter that is a matrix, or a batch of matrices.
+    """A part of a parameter that is a matrix, or a batch of matrices; see `register_layer`.
 
-    parameter: its name in the module
-    of: from the parameter to the part, (m, ...), or (b, m, ...) if `batch`, with rows m output
-        features; the columns need not be flat. It must give the parameter's own memory: by
-        slicing, `unflatten`, `transpose` and the like, never by `reshape` or `flatten`.
-    part: what the part is called if it is not the whole parameter, such as "forget"
-    opt_in: what the weight is, such as "an embedding", if only `targets` should have it pruned
+    Args:
+        parameter: its name in the module.
+        of: from the parameter to the part, (m, ...), or (b, m, ...) if `batch`, with rows m output
+            features; the columns need not be flat. It must give the parameter's own memory: by
+            slicing, `unflatten`, `transpose` and the like, never by `reshape` or `flatten`. By
+            default all of the parameter.
+        part: what the part is called if it is not the whole parameter, such as "forget".
+        batch: whether it is a batch of b matrices and not one.
+        opt_in: what the weight is, such as "an embedding", if it is only pruned where `targets`
+            names it.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> upper = se.View("weight", lambda weight: weight[:2], part="upper")
+    >>> upper.of(torch.zeros(6, 4)).shape
+    torch.Size([2, 4])
     """
 
     parameter: str
@@ -64,7 +75,7 @@ _REGISTRY: dict[type[nn.Module] | str, Views] = {}
 
 
 def register_layer(kind: type[nn.Module] | str, views: Views) -> None:
-    """Say how the weights of a module class are seen as matrices.
+    """Say how the weights of a module class are seen as matrices, by every function here.
 
     Args:
         kind: the class, which counts for its subclasses too, or a glob over qualified names, such
@@ -72,18 +83,25 @@ def register_layer(kind: type[nn.Module] | str, views: Views) -> None:
             registered last is asked first; a class goes before globs, and before its own bases.
         views: called with a module of the class; returns its `View`s. None at all leaves it alone.
 
-    A layer that holds its three projections as one tensor (3, out, in):
-
-        def views(attention):
-            return [
-                se.View("qkv", lambda weight, i=i: weight[i], part=part)
-                for i, part in enumerate("qkv")
-            ]
-
-        se.register_layer(FusedAttention, views)
-
     Raises:
         TypeError: not a module class or a string, or not a function.
+
+    A layer that holds its three projections as one tensor (3, out, in):
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> class FusedAttention(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.qkv = torch.nn.Parameter(torch.randn(3, 8, 8))
+    >>> def views(attention):
+    ...     return [
+    ...         se.View("qkv", lambda weight, i=i: weight[i], part=part)
+    ...         for i, part in enumerate("qkv")
+    ...     ]
+    >>> se.register_layer(FusedAttention, views)
+    >>> [layer.name for layer in se.prune(FusedAttention(), sparsity=0.5).layers]
+    ['qkv[q]', 'qkv[k]', 'qkv[v]']
     """
     if not (isinstance(kind, str) or (isinstance(kind, type) and issubclass(kind, nn.Module))):
         raise TypeError(f"kind: expected a torch.nn.Module class or a string; got {kind!r}")
@@ -94,7 +112,13 @@ def register_layer(kind: type[nn.Module] | str, views: Views) -> None:
 
 
 def views_of(module: nn.Module) -> list[View]:
-    """The views of a module's own parameters, none if its class is not known.
+    """The views of a module's own parameters.
+
+    Args:
+        module: of a class that is known or not.
+
+    Returns:
+        As its class, or the nearest base that is registered, has them; none if none is.
 
     Raises:
         TypeError, ValueError: a registered function gave something else than views of parameters.
@@ -203,7 +227,7 @@ def _attention(module: Any) -> Iterator[View]:
 
 
 def _experts(module: nn.Module) -> Iterator[View]:
-    of = _transposed_batch if type(module).__name__ in INPUT_FIRST_EXPERTS else whole
+    of = _transposed_batch if stores_inputs_first(module) else whole
     for name, parameter in module._parameters.items():
         if parameter is not None and not is_lazy(parameter) and parameter.ndim == 3:
             yield View(name, of, batch=True)

@@ -8,6 +8,9 @@ places, and there is a hook at each:
   whatever weight decay or momentum from before the pruning made of them;
 - after `load_state_dict` a hook of the module does the same, and follows a parameter that
   `assign=True` has replaced.
+
+What no hook can keep is refused by name before the next step is taken, see `watch`: a parameter
+that was replaced or sharded, and pruned entries that other code has written to.
 """
 
 import copy
@@ -16,42 +19,80 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-#: Where a module keeps the masks of its own parameters, by local name.
-ATTRIBUTE = "_spectral_masks"
+from spectral_engine.layers.storage import obstacle
+from spectral_engine.layers.unseen import FLAT
+from spectral_engine.masking.bits import pack, unpack, words
+from spectral_engine.masking.watch import active, watch_optimizers
+
 #: A parameter's names: modules that hold it, and what it is called there.
 Owners = Iterable[tuple[nn.Module, str]]
-#: Gathers the low bits of the eight bytes of a word in its top byte, that of byte i as bit i.
-_GATHER = 0x0102040810204080
+#: Entries of a parameter that are looked at before each step.
+_SAMPLES = 256
 
 
 class Mask:
     """Which entries of a parameter are kept, and what keeps the others zero.
 
-    parameter: whose mask it is; a copy or a pickle of a model takes both along
-    packed: uint8, eight entries a byte in row-major order, the first in the lowest bit; 1 is kept
+    Made by `prune`, `mask_zeros` and `apply_masks`; `masks` lists those of a model.
+
+    Attributes:
+        parameter: whose mask it is; a copy or a pickle of a model takes both along.
+        packed: uint8, eight entries a byte in row-major order, the first in the lowest bit; 1 is
+            kept.
+        shape: of the parameter when it was masked.
+        name: of the parameter in its model, for messages.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> model = torch.nn.Linear(4, 2)
+    >>> _ = se.prune(model, sparsity=0.75)
+    >>> mask = se.masks(model)["weight"]
+    >>> mask
+    Mask(shape=(2, 4), sparsity=0.7500)
+    >>> mask.nbytes, int(mask.unpack().sum())
+    (1, 2)
     """
 
     parameter: nn.Parameter
     packed: torch.Tensor
+    shape: torch.Size
+    name: str
+    _places: tuple[torch.Tensor, ...] | None  # where `samples` looks; None before the first step
 
-    def __init__(self, parameter: nn.Parameter, packed: torch.Tensor) -> None:
-        self._attach(parameter, packed)
+    def __init__(
+        self, parameter: nn.Parameter, packed: torch.Tensor, name: str = "", owners: Owners = ()
+    ) -> None:
+        self._attach(parameter, packed, parameter.shape, name, owners)
 
     @classmethod
     def of(cls, parameter: nn.Parameter, kept: torch.Tensor) -> "Mask":
-        """The mask that keeps these entries: boolean, shaped as the parameter."""
-        return cls(parameter, _pack(kept))
+        """The mask that keeps some entries of a parameter, for `apply_masks`.
+
+        Args:
+            parameter: which it is for; nothing of it is changed.
+            kept: boolean, shaped as the parameter; True where an entry is kept.
+
+        Returns:
+            The mask.
+        """
+        return cls(parameter, pack(kept))
 
     def unpack(self) -> torch.Tensor:
-        """Boolean, shaped as the parameter and on its device; True where an entry is kept."""
+        """Which entries are kept.
+
+        Returns:
+            Boolean, shaped as the parameter and on its device; True where an entry is kept.
+
+        Raises:
+            ValueError: the parameter has another shape now, as sharding gives it.
+        """
+        self._require_shape()
         if self.packed.device != self.parameter.device:
             self.packed = self.packed.to(self.parameter.device)
-        return _unpack(self.packed, self.parameter.numel()).view(self.parameter.shape)
+        return unpack(self.packed, self.parameter.numel()).view(self.parameter.shape)
 
     @property
     def sparsity(self) -> float:
@@ -60,97 +101,158 @@ class Mask:
 
     @property
     def nbytes(self) -> int:
-        """Memory: one bit an entry."""
+        """Memory in bytes: one bit an entry."""
         return self.packed.numel()
 
     def apply(self) -> None:
-        """Zero what is not kept."""
+        """Zero what is not kept, in place; NaN there becomes zero as well."""
         if not self.parameter.is_meta:
-            # As integers: seven times faster than masked_fill_, and NaN becomes zero as well.
-            _words(self.parameter.detach()).mul_(self.unpack())
+            # As integers: seven times faster than masked_fill_.
+            words(self.parameter.detach()).mul_(self.unpack())
 
     def release(self) -> None:
-        """Keep nothing zero any more."""
+        """Keep nothing zero any more; the values stay as they are."""
         self._handle.remove()
-        if _active.get(id(self.parameter)) is self:
-            del _active[id(self.parameter)]
+        if active.get(id(self.parameter)) is self:
+            del active[id(self.parameter)]
 
-    def _attach(self, parameter: nn.Parameter, packed: torch.Tensor) -> None:
-        self.parameter, self.packed = parameter, packed
+    # What the hooks of `watch` ask
+
+    def revived(self) -> int:
+        """How many entries that are not kept hold a value."""
+        if self.parameter.is_meta:
+            return 0
+        return int(((self.parameter.detach() != 0) & ~self.unpack()).sum())
+
+    def require_whole(self) -> None:
+        """Refuse a parameter that has another shape or values where it was pruned.
+
+        Raises:
+            ValueError: names it, and says what can be done.
+        """
+        revived = self.revived()
+        if revived:
+            raise ValueError(
+                f"model: {revived:,} pruned entries of {self.name} hold values, which something "
+                "has written since: an adapter merged into the weight, weights of another process, "
+                "or data assigned; call apply_masks(model, {}) to zero them again, "
+                "mask_zeros(model) to keep the zeros that are left, or finalize(model) to train "
+                "all entries"
+            )
+        gradient = self.parameter.grad
+        if gradient is None or not _several_processes():
+            return
+        strange = int(((gradient.to_dense() != 0) & ~self.unpack()).sum())
+        if strange:
+            raise ValueError(
+                f"model: the gradient of {self.name} holds values at {strange:,} pruned entries, "
+                "which came from other processes: they have pruned other entries, as calibration "
+                "with each process's own batches does; prune the model on one process, or on all "
+                "with the same batches and seed, and load that before it is wrapped"
+            )
+
+    def samples(self) -> Iterator[torch.Tensor]:
+        """Some of what has to be zero before a step, flat; all of it for the first time."""
+        self._require_shape()
+        if not self._owners or self.parameter.is_meta:
+            return
+        looked_at, gradient = [self.parameter.detach()], self.parameter.grad
+        if gradient is not None and gradient.layout == torch.strided and _several_processes():
+            looked_at.append(gradient.detach())
+        places = self._places
+        if places is None or places[0].device != self.parameter.device:
+            dropped = ~self.unpack()
+            self._places = _spread(dropped)
+            yield from (values[dropped] for values in looked_at)
+        else:
+            yield from (values[places] for values in looked_at)
+
+    def lost_to(self, modules: set[int], trained: set[int]) -> str | None:
+        """What is wrong if the masked weight is trained as something else, None if it is not.
+
+        Args:
+            modules: ids of those whose weights are trained as part of a flat parameter.
+            trained: ids of the parameters that are trained.
+        """
+        owners = [(module(), local) for module, local in self._owners]
+        for module, local in owners:
+            now = None if module is None else module._parameters.get(local)
+            if module is None or now is self.parameter or (now is not None and id(now) in active):
+                continue  # gone, trained by another optimizer, or masked anew
+            own = id(module) in modules or any(id(one) in trained for one in module.parameters())
+            if own:
+                return replaced(self.name, module, local)
+        return None
+
+    def _require_shape(self) -> None:
+        if self.parameter.shape != self.shape:
+            raise ValueError(
+                f"model: {self.name} was masked with the shape {tuple(self.shape)} and has "
+                f"{tuple(self.parameter.shape)} now; a weight {FLAT.partition(';')[0]}; call "
+                "finalize(model) to go on without masks, or train it unsharded"
+            )
+
+    def _attach(
+        self,
+        parameter: nn.Parameter,
+        packed: torch.Tensor,
+        shape: torch.Size,
+        name: str,
+        owners: Owners,
+    ) -> None:
+        self.parameter, self.packed, self.shape, self.name = parameter, packed, shape, name
+        self._owners = [(weakref.ref(module), local) for module, local in owners]
+        self._places = None
         hook = partial(_mask_gradient, weakref.ref(self))
         trained = parameter.requires_grad
         # Autograd takes a hook only while a parameter is trained, and keeps it when it is frozen.
         parameter.requires_grad_(True)
         self._handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
         parameter.requires_grad_(trained)
-        _active[id(parameter)] = self
-        _watch_optimizers()
+        active[id(parameter)] = self
+        watch_optimizers()
+
+    @property
+    def owners(self) -> list[tuple[nn.Module, str]]:
+        """The modules that hold the parameter, and what it is called there."""
+        found = ((module(), local) for module, local in self._owners)
+        return [(module, local) for module, local in found if module is not None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Mask":
-        return Mask(copy.deepcopy(self.parameter, memo), copy.deepcopy(self.packed, memo))
+        owners = [(memo[id(one)], local) for one, local in self.owners if id(one) in memo]
+        parameter, packed = copy.deepcopy((self.parameter, self.packed), memo)
+        return Mask(parameter, packed, self.name, owners)
 
-    def __getstate__(self) -> tuple[nn.Parameter, torch.Tensor]:
-        return self.parameter, self.packed
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.parameter, self.packed, self.shape, self.name, self.owners
 
-    def __setstate__(self, state: tuple[nn.Parameter, torch.Tensor]) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._attach(*state)
 
     def __repr__(self) -> str:
-        return f"Mask(shape={tuple(self.parameter.shape)}, sparsity={self.sparsity:.4f})"
-
-
-#: The masks in force, by the id of their parameter, which each of them keeps alive.
-_active: weakref.WeakValueDictionary[int, Mask] = weakref.WeakValueDictionary()
-
-
-def masks_in(module: nn.Module) -> dict[str, Mask]:
-    """The masks of a module's own parameters, by local name."""
-    held: dict[str, Mask] = module.__dict__.get(ATTRIBUTE, {})
-    return held
+        return f"Mask(shape={tuple(self.shape)}, sparsity={self.sparsity:.4f})"
 
 
 def mask_of(parameter: torch.Tensor) -> Mask | None:
     """The mask in force on a parameter."""
-    return _active.get(id(parameter))
+    mask: Mask | None = active.get(id(parameter))
+    return mask
 
 
-def put_masks(owners: Owners, kept: torch.Tensor) -> None:
-    """One mask for each parameter of the same memory, held by all modules that it belongs to.
-
-    What is not kept is taken to be zero already.
-    """
-    packed = _pack(kept)
-    made: dict[int, Mask] = {}
-    for module, local in owners:
-        parameter = module._parameters[local]
-        if parameter is None:
-            continue
-        held = module.__dict__.setdefault(ATTRIBUTE, {})
-        if local in held:
-            held[local].release()
-        if id(parameter) not in made:
-            made[id(parameter)] = Mask(parameter, packed)
-        held[local] = made[id(parameter)]
-        if _after_load not in module._load_state_dict_post_hooks.values():
-            module.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+def replaced(name: str, module: nn.Module, local: str) -> str:
+    """That a masked parameter was replaced, and the way out that is open."""
+    now = module._parameters.get(local)
+    if now is None:
+        advice = "it is no parameter of its own any more; call finalize(model)"
+    elif obstacle(now) is not None or now.ndim < 2:
+        hindrance = obstacle(now) or FLAT
+        advice = f"it {hindrance.partition(';')[0]}; train it unsharded, or call finalize(model)"
+    else:
+        advice = "call mask_zeros(model) to keep those that it has now, or finalize(model)"
+    return f"model: {name} was replaced after it was masked, and its zeros are not kept; {advice}"
 
 
-def drop_mask(module: nn.Module, local: str) -> None:
-    """Leave a parameter without its mask, and with its zeros; with the last one go all hooks."""
-    held = masks_in(module)
-    mask = held.pop(local, None)
-    if mask is not None:
-        if module._parameters.get(local) is mask.parameter:
-            mask.apply()
-        mask.release()
-    if not held:
-        module.__dict__.pop(ATTRIBUTE, None)
-        hooks = module._load_state_dict_post_hooks
-        for key in [key for key, hook in hooks.items() if hook is _after_load]:
-            del hooks[key]
-
-
-# The hooks
+# The hook of a parameter
 
 
 def _mask_gradient(
@@ -158,9 +260,10 @@ def _mask_gradient(
 ) -> torch.Tensor | None:
     """The gradient without what would go to a pruned entry, NaN and infinity there included."""
     mask = reference()
-    if mask is None:
-        return None
-    kept = mask.unpack()
+    return None if mask is None else _without(gradient, mask.unpack())
+
+
+def _without(gradient: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     if gradient.layout == torch.sparse_coo:  # of an embedding: whole rows
         gradient = gradient.coalesce()
         rows = gradient.indices()[0]
@@ -170,83 +273,32 @@ def _mask_gradient(
         )
     if gradient.requires_grad:  # to be differentiated again
         return gradient.masked_fill(~kept, 0)
-    return (_words(gradient) * kept).view(gradient.dtype)
+    return (words(gradient) * kept).view(gradient.dtype)
 
 
-def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if _active:
-        for parameter in _parameters(optimizer):
-            mask = _active.get(id(parameter))
-            if mask is not None:
-                mask.apply()
+def clean_gradient(parameter: nn.Parameter, kept: torch.Tensor) -> None:
+    """Zero what a backward pass before the masking has left for entries that are pruned now."""
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    if gradient.layout == torch.strided:
+        words(gradient.detach()).mul_(kept)
+    else:
+        parameter.grad = _without(gradient.detach(), kept)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Any]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
+def _spread(dropped: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Where to look before each step: entries of the mask that are not kept, all over it."""
+    generator = torch.Generator().manual_seed(0)
+    flat = dropped.reshape(-1)
+    tried = torch.randint(flat.numel(), (_SAMPLES,), generator=generator).to(flat.device)
+    found = tried[flat[tried]]
+    if not len(found):
+        found = flat.byte().argmax()[None]
+        found = found[flat[found]]
+    return torch.unravel_index(found, dropped.shape)
 
 
-_watching = False
-
-
-def _watch_optimizers() -> None:
-    """Have `_after_step` called after each step of every optimizer, from the first mask on."""
-    global _watching  # noqa: PLW0603
-    if not _watching:
-        register_optimizer_step_post_hook(_after_step)
-        _watching = True
-
-
-def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
-    """Zero what has been loaded, and follow a parameter that was replaced by it."""
-    held = masks_in(module)
-    for local, mask in held.items():
-        parameter = module._parameters.get(local)
-        if parameter is not None and parameter is not mask.parameter:
-            if parameter.shape != mask.parameter.shape:
-                continue  # for `masks` to refuse
-            mask.release()
-            held[local] = Mask(parameter, mask.packed)
-        held[local].apply()
-
-
-# One bit an entry
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _words(values: torch.Tensor) -> torch.Tensor:
-    """The same memory as integers of the same size."""
-    return values.view(_INTEGERS[values.itemsize])
-
-
-def _pack(kept: torch.Tensor) -> torch.Tensor:
-    """Eight booleans a byte, the first in the lowest bit; the last byte is filled up with zeros."""
-    entries = kept.reshape(-1).contiguous()
-    if entries.device.type == "cpu":  # NumPy has it as one operation, three times as fast
-        return torch.from_numpy(np.packbits(entries.numpy(), bitorder="little"))
-    missing = -entries.numel() % 8
-    if missing:
-        entries = torch.cat((entries, entries.new_zeros(missing)))
-    words = entries.view(torch.uint8).view(torch.int64)
-    return (words.mul(_GATHER) >> 56).to(torch.uint8)
-
-
-def _unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
-    """The first `count` booleans of eight a byte."""
-    if packed.device.type == "cpu":
-        bits = np.unpackbits(packed.numpy(), count=count, bitorder="little")
-        return torch.from_numpy(bits).view(torch.bool)
-    words = _table(packed.device).index_select(0, packed.int())
-    return words.view(torch.bool)[:count]
-
-
-_TABLES: dict[torch.device, torch.Tensor] = {}
-
-
-def _table(device: torch.device) -> torch.Tensor:
-    """int64 (256,): the eight bits of each byte, as the eight bytes of a word."""
-    if device not in _TABLES:
-        bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-        _TABLES[device] = bits.to(torch.uint8).view(torch.int64).reshape(-1).to(device)
-    return _TABLES[device]
+def _several_processes() -> bool:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1

@@ -6,7 +6,8 @@ zeros are kept. A checkpoint holds no mask, which the zeros imply: `mask_zeros` 
 `finalize` leaves plain parameters.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,32 +15,40 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from spectral_engine.layers.find import Layer, layers_to_prune, require_ready
+from spectral_engine.layers.names import named_modules, parameter_name
 from spectral_engine.layers.selector import Selector
-from spectral_engine.masking.mask import Mask, Owners, drop_mask, mask_of, masks_in, put_masks
+from spectral_engine.layers.storage import entries_as, memory_of, obstacle, require_writable
+from spectral_engine.masking.holders import drop_mask, masks_in, put_masks
+from spectral_engine.masking.mask import Mask, Owners, mask_of, replaced
 
 
 def masks(model: nn.Module) -> dict[str, Mask]:
-    """The masks of a model, by parameter name as in `named_parameters()`.
+    """The masks of a model, all in force.
+
+    Args:
+        model: one that was pruned, or not.
+
+    Returns:
+        Parameter names to masks, in the order of the model's modules. Names are those of the model
+        inside torch.compile, DistributedDataParallel and other wrappers. A parameter that several
+        modules share comes once.
 
     Raises:
-        ValueError: a masked parameter is no longer the module's, so that its zeros would be lost.
+        TypeError: no model.
+        ValueError: a masked parameter was replaced or sharded, so that its zeros are not kept, or
+            something has written values where it was pruned, as merging an adapter does. The
+            message says what can be done.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+    >>> _ = se.prune(model, sparsity=0.5, ignore="1")
+    >>> se.masks(model)
+    {'0.weight': Mask(shape=(4, 8), sparsity=0.5000)}
     """
-    _require_module(model)
-    found: dict[str, Mask] = {}
-    seen = set()
-    for prefix, module in model.named_modules():
-        for local in masks_in(module):
-            name = f"{prefix}.{local}" if prefix else local
-            parameter = module._parameters.get(local)
-            mask = None if parameter is None else mask_of(parameter)
-            if mask is None:
-                raise ValueError(
-                    f"model: {name} was replaced after it was masked, and its zeros are not kept; "
-                    "call mask_zeros(model) to keep those that it has now, or finalize(model)"
-                )
-            if id(mask) not in seen:
-                found[name] = mask
-            seen.add(id(mask))
+    found = _held(model)
+    for mask in found.values():
+        mask.require_whole()
     return found
 
 
@@ -50,19 +59,36 @@ def mask_zeros(
     ignore: str | Iterable[str] | None = None,
     split: Mapping[str, Sequence[str] | Mapping[str, int]] | None = None,
 ) -> dict[str, Mask]:
-    """Keep the zeros that a model has, as after a pruned checkpoint was loaded; `masks(model)`.
+    """Keep the zeros that a model has, as after a pruned checkpoint was loaded.
 
     Args:
         model: its weights are those that `prune` sees; one without zeros gets no mask, and a mask
             that is there already gives way.
         targets, ignore, split: see `prune`.
 
+    Returns:
+        `masks(model)`.
+
     Raises:
-        TypeError, ValueError: name the argument, what was expected and what came; a weight that is
-            all zeros is refused, since it would never be trained. No mask is made then.
+        TypeError: no model, or an argument of another type.
+        ValueError: no weight is chosen, or one cannot be masked; one that is all zeros would never
+            be trained again. Or another weight lost its mask, so that only `finalize` helps.
+            No mask is made then.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> pruned, model = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
+    >>> _ = se.prune(pruned, sparsity=0.5)
+    >>> _ = model.load_state_dict(pruned.state_dict())
+    >>> se.mask_zeros(model)
+    {'weight': Mask(shape=(4, 8), sparsity=0.5000)}
     """
     layers, _ = layers_to_prune(model, Selector.of(targets, ignore), split)
     require_ready(layers)
+    chosen = {(id(module), local) for layer in layers for module, local in layer.holders}
+    for mask in _held(model, chosen).values():
+        if not any((id(module), local) in chosen for module, local in mask.owners):
+            mask.require_whole()
     mask_layers(layers)
     return masks(model)
 
@@ -71,7 +97,8 @@ def apply_masks(model: nn.Module, kept: Mapping[str, Any]) -> dict[str, Mask]:
     """Zero entries of a model and keep them zero, as those of a mask of another model.
 
     Args:
-        model: a weight that has a mask already keeps the zeros of both.
+        model: a weight that has a mask already keeps the zeros of both; where something has written
+            values over these, they become zero again, also with no masks in `kept`.
         kept: parameter names to masks: a `Mask`, or a boolean tensor of the parameter's shape,
             True where an entry is kept.
 
@@ -79,33 +106,68 @@ def apply_masks(model: nn.Module, kept: Mapping[str, Any]) -> dict[str, Mask]:
         `masks(model)`.
 
     Raises:
-        TypeError, ValueError: a mask that does not fit; nothing is changed then.
+        TypeError: no model, or what is no mask.
+        ValueError: a name that no parameter has, or a mask of another shape; a parameter that
+            cannot be masked. Nothing is changed then.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> ticket, fresh = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
+    >>> _ = se.prune(ticket, sparsity=0.75)
+    >>> _ = se.apply_masks(fresh, se.masks(ticket))
+    >>> int((fresh.weight != 0).sum())
+    8
     """
-    _require_module(model)
-    masks(model)
-    owners = _owners(model)
+    _held(model)
     if not isinstance(kept, Mapping):
         raise TypeError(f"kept: expected names to masks; got {type(kept).__name__}")
+    owners = _owners(model)
     ready = []
     for name, mask in kept.items():
         if name not in owners:
             raise ValueError(f"kept: expected the name of a parameter; got {name!r}")
-        parameter = owners[name][0][0]._parameters[owners[name][0][1]]
-        ready.append((owners[name], _fitting(name, parameter, mask)))
-    for holders, entries in ready:
-        narrow(holders, entries)
-    found = masks(model)
-    for mask in found.values():
+        parameter, holders = owners[name]
+        ready.append((name, parameter, holders, _fitting(name, parameter, mask)))
+    require_writable((name, parameter) for name, parameter, _, _ in ready)
+    for name, parameter, holders, entries in ready:
+        narrow(name, parameter, holders, entries)
+    for mask in _held(model).values():
         mask.apply()
-    return found
+    return masks(model)
 
 
 def finalize(model: nn.Module) -> None:
-    """Remove all masks of a model: plain parameters, zeros and all, and no hooks are left."""
+    """Remove all masks of a model: plain parameters, and no hooks are left.
+
+    Args:
+        model: its values stay as they are, zeros and all. Where something has written values over
+            the zeros of a mask, as merging an adapter does, they stay too, with a warning.
+
+    Raises:
+        TypeError: no model.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> model = torch.nn.Linear(8, 4)
+    >>> _ = se.prune(model, sparsity=0.5)
+    >>> se.finalize(model)
+    >>> se.masks(model), int((model.weight == 0).sum())
+    ({}, 16)
+    """
     _require_module(model)
-    for module in model.modules():
-        for local in list(masks_in(module)):
+    lost: dict[str, int] = {}
+    for prefix, module in list(named_modules(model)):
+        for local, mask in list(masks_in(module).items()):
+            held = module._parameters.get(local) is mask.parameter
+            if held and mask.parameter.shape == mask.shape and mask_of(mask.parameter) is mask:
+                lost |= {parameter_name(prefix, local): mask.revived()}
             drop_mask(module, local)
+    dense = [f"{name} ({count:,})" for name, count in lost.items() if count]
+    if dense:
+        warnings.warn(
+            f"finalize: pruned entries hold values and stay as they are: {', '.join(dense)}",
+            stacklevel=2,
+        )
 
 
 # What pruning uses
@@ -134,10 +196,10 @@ def mask_layers(layers: Sequence[Layer]) -> None:
     for layer in layers:
         entries = kept.pop(layer.parameter, None)
         if entries is not None and entries.all():
-            for module, local in layer.owners:
+            for module, local in layer.holders:
                 drop_mask(module, local)
         elif entries is not None:
-            put_masks(layer.owners, entries)
+            put_masks(_name(layer), layer.parameter, layer.holders, entries)
 
 
 def keep_zeros(layers: Iterable[Layer]) -> None:
@@ -146,37 +208,81 @@ def keep_zeros(layers: Iterable[Layer]) -> None:
     kept = kept_entries(layers)
     for layer in layers:
         if layer.parameter in kept:
-            narrow(layer.owners, kept.pop(layer.parameter))
+            entries = kept.pop(layer.parameter)
+            narrow(_name(layer), layer.parameter, layer.holders, entries)
 
 
-def narrow(owners: Owners, kept: torch.Tensor) -> None:
+def narrow(name: str, parameter: nn.Parameter, holders: Owners, kept: torch.Tensor) -> None:
     """Keep these entries only, and of those no other than the masks there keep already."""
-    for module, local in owners:
+    for module, local in holders:
         mask = masks_in(module).get(local)
-        if mask is not None:
-            kept = kept & mask.unpack()
-    put_masks(owners, kept)
+        if mask is not None and mask.parameter is module._parameters.get(local):
+            kept = kept & entries_as(mask.unpack(), mask.parameter, parameter)
+    put_masks(name, parameter, holders, kept)
 
 
-def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Every name of every parameter, with all modules that hold it."""
-    by_parameter: dict[int, list[tuple[nn.Module, str]]] = {}
-    named: dict[str, list[tuple[nn.Module, str]]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for local, parameter in module._parameters.items():
-            if parameter is not None:
-                holders = by_parameter.setdefault(id(parameter), [])
-                holders.append((module, local))
-                named[f"{prefix}.{local}" if prefix else local] = holders
-    return named
+def _name(layer: Layer) -> str:
+    """The name of the layer's parameter, without the part."""
+    return layer.name.removesuffix(f"[{layer.view.part}]") if layer.view.part else layer.name
 
 
-def _fitting(name: str, parameter: nn.Parameter | None, mask: Any) -> torch.Tensor:
+def _held(model: nn.Module, but: Container[tuple[int, str]] = ()) -> dict[str, Mask]:
+    """The masks that a model's modules hold, by name.
+
+    Args:
+        but: modules, by id, with local names, of which a mask that is lost is passed over.
+
+    Raises:
+        ValueError: a masked parameter is no longer the module's.
+    """
+    _require_module(model)
+    found: dict[str, Mask] = {}
+    seen = set()
+    for prefix, module in named_modules(model):
+        for local in masks_in(module):
+            name = parameter_name(prefix, local)
+            parameter = module._parameters.get(local)
+            mask = None if parameter is None else mask_of(parameter)
+            if mask is None:
+                if (id(module), local) in but:
+                    continue
+                raise ValueError(replaced(name, module, local))
+            if id(mask) not in seen:
+                found[name] = mask
+            seen.add(id(mask))
+    return found
+
+
+#: A parameter, and the modules that hold it or its memory.
+_Held = tuple[nn.Parameter, list[tuple[nn.Module, str]]]
+
+
+def _owners(model: nn.Module) -> dict[str, _Held]:
+    """Every name of every parameter, also with the prefixes of wrappers."""
+    by_memory: dict[Hashable, dict[tuple[int, str], tuple[nn.Module, str]]] = {}
+    named: dict[str, tuple[nn.Parameter, Hashable]] = {}
+    for modules in (named_modules(model), model.named_modules(remove_duplicate=False)):
+        for prefix, module in modules:
+            for local, parameter in module._parameters.items():
+                if parameter is not None:
+                    memory = memory_of(parameter)
+                    by_memory.setdefault(memory, {})[id(module), local] = (module, local)
+                    named.setdefault(parameter_name(prefix, local), (parameter, memory))
+    return {
+        name: (parameter, list(by_memory[memory].values()))
+        for name, (parameter, memory) in named.items()
+    }
+
+
+def _fitting(name: str, parameter: nn.Parameter, mask: Any) -> torch.Tensor:
     entries = mask.unpack() if isinstance(mask, Mask) else mask
     if not isinstance(entries, torch.Tensor) or entries.dtype != torch.bool:
         got = entries.dtype if isinstance(entries, torch.Tensor) else type(entries).__name__
         raise TypeError(f"kept: expected a Mask or a boolean tensor for {name}; got {got}")
-    if parameter is None or is_lazy(parameter) or parameter.is_meta:
+    hindrance = obstacle(parameter)
+    if hindrance is not None:
+        raise ValueError(f"model: {name} {hindrance}")
+    if is_lazy(parameter) or parameter.is_meta:
         raise ValueError(f"model: {name} has no values yet: run the model once or load its weights")
     if not parameter.is_floating_point():
         raise TypeError(

@@ -110,8 +110,9 @@ def test_a_bad_part_leaves_the_model_untouched(part):
 
 def test_lazy_and_meta_layers_of_every_kind_are_refused():
     """Catches an error from deep inside where a weight has no shape, or no values, yet."""
+    split = se.Recipe(select=se.Select(split={"weight": ("a", "b")}))
     with pytest.raises(ValueError, match=r"model: weight has no shape yet"):
-        se.prune(nn.LazyConvTranspose2d(4, 3), split={"weight": ("a", "b")})
+        se.prune(nn.LazyConvTranspose2d(4, 3), split)
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.LSTM(4, 4), nn.Bilinear(2, 3, 4))
     for targets, name in (("0", "0.weight"), ("1", r"1.weight_ih_l0\[input\]"), ("2", "2.weight")):

@@ -343,7 +343,8 @@ def test_split_into_equal_and_unequal_parts():
     ]  # fmt: skip
     assert torch.equal(layers["qkv.weight[k]"].matrices(), model["qkv"].weight[4:8])
     assert torch.equal(layers["c_attn.weight[k]"].matrices(), model["c_attn"].weight[:, 4:6].T)
-    report = se.prune(model, sparsity=0.5, split={**split, "nope": ("a", "b")})
+    select = se.Select(split={**split, "nope": ("a", "b")})
+    report = se.prune(model, se.Recipe(select=select), 0.5)
     assert len(report.layers) == 7
     assert report.unmatched == ["split 'nope'"]
     for rows in model["qkv"].weight.chunk(3):
@@ -367,7 +368,7 @@ def test_split_that_does_not_fit(split, error, message):
     model = nn.Sequential(nn.Linear(4, 8), nn.Conv1d(4, 4, 2, groups=2))
     before = model[0].weight.detach().clone()
     with pytest.raises(error, match=message):
-        se.prune(model, split=split)
+        se.prune(model, se.Recipe(select=se.Select(split=split)))
     assert torch.equal(model[0].weight, before)
 
 
@@ -385,7 +386,7 @@ def test_magnitudes_of_a_batch_have_one_budget():
     assert not conv.weight[:3].any()
     se.finalize(conv)
     conv.weight.data.copy_(before)
-    se.prune(conv, sparsity=0.5, group="row")
+    se.prune(conv, se.Recipe(budget=se.Uniform(0.5, group="row")))
     assert ((conv.weight != 0).flatten(1).sum(1) == 9).all()
 
 
@@ -393,30 +394,39 @@ def test_spectral_scores_of_a_batch_are_of_each_matrix():
     """Catches a low rank taken of the stacked matrices, and draws that the matrices share."""
     conv = nn.Conv2d(8, 12, 3, groups=2)
     before = conv.weight.detach().clone()
-    report = se.prune(conv, "principal", 0.5, rank=2, law="l1", seed=5)
+    method = se.Principal(rank=2, law="l1")
+    report = se.prune(conv, method, 0.5, seed=5)
     for i in range(2):
         rows = slice(6 * i, 6 * i + 6)
         stream = stream_id(f"weight[{i}]")
-        alone = se.sparsify(before[rows], "principal", 0.5, rank=2, law="l1", seed=5, stream=stream)
+        alone = se.sparsify(before[rows], method, 0.5, seed=5, stream=stream)
         assert torch.equal(conv.weight[rows], alone.weight)
     assert report.layers[0].nnz == int((conv.weight != 0).sum())
     assert report.layers[0].rank == 2
 
 
-@pytest.mark.parametrize("method", ["principal", "aligned"])
-def test_depthwise_filters_share_a_budget(method):
+@pytest.mark.parametrize(
+    ("largest", "drawn"),
+    [
+        (se.Principal(rank=4, mixture=0.5), se.Principal(law="l1", rescale=False)),
+        (se.Aligned(rank=4), None),
+    ],
+)
+def test_depthwise_filters_share_a_budget(largest, drawn):
     """Catches depthwise filters that are each cut to one entry, where the low rank of a single
     row says nothing."""
     torch.manual_seed(0)
     conv = nn.Conv2d(32, 32, 3, groups=32)
     before = conv.weight.detach().clone()
-    se.prune(conv, method, 0.9, rank=4, mixture=0.5 if method == "principal" else None)
+    se.prune(conv, largest, 0.9)
     assert torch.equal(conv.weight, se.sparsify(before, sparsity=0.9).weight)
-    se.finalize(conv)
-    conv.weight.data.copy_(before)
-    se.prune(conv, method, 0.9, law="l1", rescale=False, seed=3)
-    alone = {"law": "l1", "rescale": False, "seed": 3, "stream": stream_id("weight")}
-    assert torch.equal(conv.weight, se.sparsify(before, sparsity=0.9, **alone).weight)
+    if drawn is not None:
+        se.finalize(conv)
+        conv.weight.data.copy_(before)
+        se.prune(conv, drawn, 0.9, seed=3)
+        by_size = se.Randomized(law="l1", rescale=False)
+        alone = se.sparsify(before, by_size, 0.9, seed=3, stream=stream_id("weight"))
+        assert torch.equal(conv.weight, alone.weight)
 
 
 def test_errors_of_a_batch():
@@ -441,7 +451,7 @@ def test_refit_of_a_batch_is_of_each_matrix():
     conv = nn.Conv1d(6, 8, 3, groups=2)
     conv.weight.data[4:] *= 10
     before = conv.weight.detach().reshape(2, 4, 9).clone()
-    se.prune(conv, sparsity=0.5, refit="scale")
+    se.prune(conv, se.Recipe(refit=se.Scale()), 0.5)
     after = conv.weight.detach().reshape(2, 4, 9)
     assert torch.allclose(
         torch.linalg.matrix_norm(after, 2), torch.linalg.matrix_norm(before, 2), rtol=2e-3

@@ -114,7 +114,7 @@ def test_mask_zeros_of_a_loaded_checkpoint():
     again.load_state_dict(model.state_dict())
     se.mask_zeros(again, targets="conv")
     assert torch.equal(se.masks(again)["conv.weight"].unpack(), model.conv.weight != 0)
-    assert mask_module._active[id(again.conv.weight)] is se.masks(again)["conv.weight"]
+    assert mask_module.active[id(again.conv.weight)] is se.masks(again)["conv.weight"]
     again.conv.weight.data.fill_(1.0)
     assert set(se.mask_zeros(again)) == MASKED - {"body.0.weight", "body.2.weight", "conv.weight"}
 
@@ -134,7 +134,8 @@ def test_mask_zeros_of_one_part_keeps_the_others():
 def test_mask_zeros_of_a_split_weight():
     """Catches parts that `prune` can name and `mask_zeros` cannot."""
     model, split = mlp(), {"0": ("upper", "lower")}
-    se.prune(model, sparsity=0.75, targets="0.weight[[]lower]", split=split, masks=False)
+    lower = se.Recipe(select=se.Select("0.weight[[]lower]", split=split))
+    se.prune(model, lower, 0.75, masks=False)
     se.mask_zeros(model, targets="0.weight[[]lower]", split=split)
     zero = model[0].weight == 0
     assert torch.equal(~se.masks(model)["0.weight"].unpack(), zero)
