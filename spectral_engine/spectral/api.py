@@ -8,25 +8,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from spectral_kernels.spectra import SVD_STREAM, randomized_svd
 from torch import nn
 
+from spectral_engine._util.checks import integer
+from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.arrays import as_tensor
-from spectral_engine.spectral.compute import MAX_BYTES, Full, Options, measure, run
+from spectral_engine.spectral.compute import (
+    MAX_BYTES,
+    Full,
+    SpectraOptions,
+    for_each_batch,
+    measure,
+)
 from spectral_engine.spectral.table import LayerSpectrum, Spectra
 from spectral_engine.spectral.weights import Weight, require_found, weights_of
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A ~ U diag(S) Vh: the leading triplets, of the array library that the matrix came in.
+    """The leading singular triplets of a matrix A ~ U diag(S) Vh, or of each of a batch.
 
-    U (..., m, rank), S (..., rank) descending, Vh (..., rank, n)
+    U: left singular vectors, (..., m, rank), in an array of the library that A came in, as are all
+    S: singular values, (..., rank), descending
+    Vh: right singular vectors, (..., rank, n)
     error: (..., rank), an estimate of |sigma_i - S_i|, in the units of A; not a certain bound
     iterations: block products with A or its transpose; 0 where A was factored whole
+
+    >>> import numpy as np, spectral_engine as se
+    >>> A = np.diag([3.0, 2.0, 1.0])
+    >>> found = se.spectrum(A)
+    >>> bool(np.allclose(found.U * found.S @ found.Vh, A))
+    True
     """
 
     U: Any
@@ -57,22 +71,39 @@ def spectrum(
         depth: the most block Krylov steps; alone, their number.
         seed, stream: fix the test matrix and the signs, whatever the batch.
 
+    Returns:
+        The triplets, with an estimate of the error of each value.
+
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came; NaN or infinity
             in one matrix of a batch is named by its index.
+
+    Source: Musco and Musco, NeurIPS 2015, algorithm 2; see `spectral_kernels.spectra`.
+
+    >>> import numpy as np, spectral_engine as se
+    >>> found = se.spectrum(np.diag([3.0, 2.0, 1.0]), rank=2)
+    >>> found.U.shape, found.S.round(6).tolist()
+    ((3, 2), [3.0, 2.0])
     """
+    rank = integer("rank", rank, least=1)
     given = isinstance(weight, np.ndarray) and weight.dtype.kind == "f"
     A = as_tensor(weight) if given and weight.ndim >= 2 else weight
     if isinstance(A, torch.Tensor):
         A = A.detach()
-    number = isinstance(rank, int | np.integer) and not isinstance(rank, bool)
-    if number and getattr(A, "ndim", 0) >= 2:
+        if A.is_meta:
+            raise ValueError("weight: expected values; got a tensor on the meta device")
+    if getattr(A, "ndim", 0) >= 2:
         rank = min(rank, *(max(size, 1) for size in A.shape[-2:]))
-    found = randomized_svd(A, rank, tolerance=tolerance, depth=depth, seed=seed, stream=stream)
-    U, S, Vh, error, iterations = found
+    try:
+        found = randomized_svd(A, rank, tolerance=tolerance, depth=depth, seed=seed, stream=stream)
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith("A: "):
+            raise
+        raise type(error)(f"weight{str(error)[1:]}") from error
+    U, S, Vh, estimate, iterations = found
     if isinstance(weight, np.ndarray):
-        U, S, Vh, error = (np.asarray(x) for x in (U, S, Vh, error))
-    return Spectrum(U, S, Vh, error, iterations)
+        U, S, Vh, estimate = (np.asarray(x) for x in (U, S, Vh, estimate))
+    return Spectrum(U, S, Vh, estimate, iterations)
 
 
 def spectra(
@@ -81,7 +112,7 @@ def spectra(
     *,
     tolerance: float = 1e-3,
     max_bytes: int = MAX_BYTES,
-    progress: bool = True,
+    progress: Progress[LayerSpectrum] = True,
     full: Full = "auto",
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
@@ -90,13 +121,17 @@ def spectra(
 ) -> Spectra:
     """The spectrum of every weight of a model or of a checkpoint, as a table.
 
-    The rows of a model are those of a report of `prune`: each gate of a recurrent weight, q, k and
-    v apart, whatever `register_layer` says. A grouped or depthwise convolution, or a mixture's
-    experts, is one row: the matrix that it is has its groups for diagonal blocks, so that its
-    singular values are those of all groups together; the Marchenko-Pastur edge is that of a group.
-    Beyond what `prune` takes by default there are embeddings, and plain parameters of two or more
-    dimensions as (shape[0], -1), as which every tensor of a file is seen. A shared one comes once;
-    what has no spectrum is in `.skipped` with the reason.
+    A model has the rows of a report of `prune`: one for each gate of a recurrent weight, for each
+    of q, k and v, and for each view of `register_layer`. A grouped or depthwise convolution, or a
+    mixture's experts, is one row. It is the matrix with its groups as diagonal blocks: its singular
+    values are those of all groups together, and the Marchenko-Pastur edge is that of one group.
+    Embeddings, and plain parameters of two or more dimensions, which `prune` leaves alone by
+    default, have rows too. Plain parameters, and all tensors of a file, are seen as matrices of
+    shape (shape[0], -1). A shared weight has one row. What has no spectrum is in `.skipped`, with
+    the reason.
+
+    The model stays as it is: no parameter, buffer, training flag or random state changes, also
+    where weights are parametrized.
 
     Args:
         model: a module, or the path of a weight file or a Hugging Face style folder, of which one
@@ -104,37 +139,45 @@ def spectra(
         rank: how many leading singular values are wanted, at most min(m, n) of each.
         tolerance: their relative accuracy.
         max_bytes: working memory, beside the model; one matrix is worked on whatever it takes.
-        progress: a bar on stderr, if that is a terminal.
-        full: "auto", the whole spectrum where min(m, n) <= 2048, of which the larger half and the
-            leading values are good to `tolerance`; True, the whole spectrum of each to rounding;
-            False, the leading values of each, and estimates of the rest.
+        progress: True, a bar on stderr where that is a terminal; False, none; or a function that is
+            called with each `LayerSpectrum` as it is done, in no order.
+        full: "auto", the whole spectrum where min(m, n) <= 2048, with the larger half and the
+            leading values good to `tolerance`; True, every whole spectrum, to rounding; False, the
+            leading values of each, and estimates of the rest.
         targets, ignore, split: which weights of a model, and which of them are several matrices,
             as in `prune`; of a file, globs over names or "re:...".
         seed: of test matrices and start vectors.
 
+    Returns:
+        A row for each weight, in the order of the model or file.
+
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came; a weight that
             holds NaN or infinity is named.
+        OSError: the file cannot be read.
+
+    >>> import torch, spectral_engine as se
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.LSTM(5, 4))
+    >>> found = se.spectra(model, rank=2)
+    >>> [row.name for row in found][:2], len(found["0.weight"].singular_values)
+    (['0.weight', '1.weight_ih_l0[input]'], 2)
     """
     start = time.perf_counter()
-    options = Options(rank, tolerance, full, seed, max_bytes=max_bytes)
+    options = SpectraOptions(rank, tolerance, full, seed, max_bytes=max_bytes)
+    check_progress(progress)
     selector = Selector.of(targets, ignore)
-    console = Console(stderr=True)
-    with (
-        weights_of(model, selector, split) as (weights, skipped),
-        Progress(
-            console=console, transient=True, disable=not (progress and console.is_terminal)
-        ) as bar,
-    ):
+    rows: dict[str, LayerSpectrum] = {}
+    with weights_of(model, selector, split) as (weights, skipped):
         require_found(weights, selector)
-        task = bar.add_task("spectra", total=len(weights))
-        rows: dict[str, LayerSpectrum] = {}
+        with reporting(progress, "spectra", len(weights)) as report:
 
-        def measure_batch(batch: list[Weight]) -> None:
-            for row in measure(batch, options):
-                rows[row.name] = row
-            bar.advance(task, len(batch))
+            def measure_batch(batch: list[Weight]) -> None:
+                for row in measure(batch, options):
+                    rows[row.name] = row
+                    report(row)
 
-        run(measure_batch, weights, options)
+            for_each_batch(measure_batch, weights, options)
     layers = [rows[weight.name] for weight in weights]
-    return Spectra(rank, tolerance, layers, skipped, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Spectra(options.rank, options.tolerance, layers, skipped, seconds)

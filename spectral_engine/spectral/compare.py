@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
+from spectral_engine._util.checks import integer
+from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine._util.text import as_text, plain_text
 from spectral_engine._util.threads import for_each
 from spectral_engine.checkpoints.atomic import replacing_file
-from spectral_engine.checkpoints.base import brief
+from spectral_engine.checkpoints.formats.base import brief
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.selector import Selector
-from spectral_engine.matrix.arrays import check_rank
 from spectral_engine.matrix.errors import batch_errors, errors
-from spectral_engine.spectral.compute import COPIES, at_least_one
+from spectral_engine.spectral.compute import COPIES
 from spectral_engine.spectral.weights import Weight, require_found, weights_of
 
 WIDTH = 110
@@ -31,12 +32,23 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class LayerErrors:
-    """One weight of the pruned network against the dense one.
+    """One weight of the pruned network against the dense one, a row of `Comparison`.
 
-    spectral, frobenius: relative errors; singular_values: mean and worst relative error of the
-    leading `rank` ones; left_angle, right_angle: the largest principal angle between the leading
-    subspaces, radians. Of a weight that is several blocks, a grouped convolution for one, `rank`
-    is of each block. An error of a weight that was zero and no longer is, is infinite.
+    name, shape: of the weight, as in a report of `prune`
+    sparsity: the share of zeros in the pruned one
+    rank: leading values that were compared; of each block, where a weight is several blocks
+    spectral, frobenius: relative errors ||A - S|| / ||A||, infinite where A = 0 and S is not
+    mean_singular_value, worst_singular_value: relative errors of the leading singular values
+    left_angle, right_angle: the largest principal angle between the leading subspaces, radians
+
+    >>> import copy, torch, spectral_engine as se
+    >>> dense = torch.nn.Linear(2, 2)
+    >>> _ = dense.weight.data.copy_(torch.diag(torch.tensor([4.0, 3.0])))
+    >>> pruned = copy.deepcopy(dense)
+    >>> pruned.weight.data[1, 1] = 0.0
+    >>> row = se.compare(dense, pruned).layers[0]
+    >>> row.sparsity, round(row.spectral, 3), round(row.frobenius, 3)
+    (0.75, 0.75, 0.6)
     """
 
     name: str
@@ -53,7 +65,17 @@ class LayerErrors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `print` shows it as a table."""
+    """What `compare` found; `print` shows it as a table.
+
+    layers: a row for each weight, in the order of the dense network
+    skipped: what was not compared, with the reason
+
+    >>> import torch, spectral_engine as se
+    >>> model = torch.nn.Linear(3, 2)
+    >>> found = se.compare(model, model)
+    >>> [(row.name, row.spectral) for row in found.layers], found.skipped
+    ([('weight', 0.0)], [])
+    """
 
     layers: list[LayerErrors] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -70,12 +92,20 @@ class Comparison:
         return {"layers": rows, "skipped": [asdict(skipped) for skipped in self.skipped]}
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write JSON, whole or not at all; an existing file only with `force`."""
+        """Write JSON, whole or not at all.
+
+        Args:
+            path: the file.
+            force: replace the file if it exists.
+
+        Raises:
+            FileExistsError: the file exists, and `force` is False.
+        """
         with replacing_file(Path(path), force=force) as file:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def table(self) -> Table:
-        """One row a weight, for rich."""
+        """A row for each weight, for rich."""
         table = Table(
             title=f"{len(self.layers)} weights",
             caption="relative errors; angles between the leading subspaces in degrees",
@@ -116,11 +146,11 @@ def compare(
     pruned: nn.Module | str | os.PathLike[str],
     rank: int = 64,
     *,
-    targets: str | list[str] | None = None,
-    ignore: str | list[str] | None = None,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
     split: Any = None,
     max_bytes: int = 1 << 28,
-    progress: Callable[[LayerErrors], None] | None = None,
+    progress: Progress[LayerErrors] = True,
 ) -> Comparison:
     """The errors of each weight of a pruned network, found by `errors` without a full SVD.
 
@@ -129,15 +159,30 @@ def compare(
             `prune`, or two weight files or folders of any format; with the same weights.
         rank: leading values and vectors that are compared, at most min(m, n) of each.
         targets, ignore, split: as in `spectra`.
-        max_bytes: working memory; with more to a pair of tensors, one pair is in memory at a time.
-        progress: called with each row as it is done, from any thread and in any order.
+        max_bytes: working memory; where one pair of tensors takes more, one pair is in memory at a
+            time.
+        progress: True, a bar on stderr where that is a terminal; False, none; or a function that is
+            called with each `LayerErrors` as it is done, in no order.
+
+    Returns:
+        A row for each weight of the dense network.
 
     Raises:
-        TypeError, ValueError, OSError: name what was wrong: a weight that only one of the two has
-            or that differs in shape, before anything is computed; NaN or infinity.
+        TypeError, ValueError: name the argument, what was expected and what came. A weight that
+            only one of the two has, or that differs in shape, is named before anything is computed;
+            NaN and infinity are named when their weight is compared.
+        OSError: a file cannot be read.
+
+    >>> import copy, torch, spectral_engine as se
+    >>> dense = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 4))
+    >>> pruned = copy.deepcopy(dense)
+    >>> _ = se.prune(pruned, "magnitude", 0.5)
+    >>> [(row.name, row.sparsity) for row in se.compare(dense, pruned).layers]
+    [('0.weight', 0.5), ('1.weight', 0.5)]
     """
-    check_rank(rank)
-    at_least_one("max_bytes", max_bytes)
+    rank = integer("rank", rank, least=1)
+    max_bytes = integer("max_bytes", max_bytes, least=1)
+    check_progress(progress)
     if isinstance(dense, nn.Module) is not isinstance(pruned, nn.Module):
         raise TypeError(
             "pruned: expected a model if dense is one, and a path if it is a path; got "
@@ -146,8 +191,8 @@ def compare(
     selector = Selector.of(targets, ignore)
     found = Comparison()
     with (
-        weights_of(dense, selector, split) as (weights, skipped),
-        weights_of(pruned, Selector.of(targets, ignore), split) as (others, unlike),
+        weights_of(dense, selector, split, "dense") as (weights, skipped),
+        weights_of(pruned, Selector.of(targets, ignore), split, "pruned") as (others, unlike),
     ):
         found.skipped.extend(skipped)
         require_found(weights, selector)
@@ -173,17 +218,17 @@ def compare(
                     f" of the dense one, {weight.shape}; got {other.shape}"
                 )
         rows: dict[str, LayerErrors] = {}
+        with reporting(progress, "comparing", len(weights)) as report:
 
-        def measure(weight: Weight) -> None:
-            try:
-                row = _measure(weight, pairs[weight.name], rank)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"tensor {brief(weight.name)}: {error}") from error
-            rows[weight.name] = row
-            if progress is not None:
-                progress(row)
+            def measure(weight: Weight) -> None:
+                try:
+                    row = _measure(weight, pairs[weight.name], rank)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"tensor {brief(weight.name)}: {error}") from error
+                rows[weight.name] = row
+                report(row)
 
-        for_each(measure, weights, lambda weight: COPIES * 8 * weight.size, max_bytes)
+            for_each(measure, weights, lambda weight: COPIES * 8 * weight.size, max_bytes)
         found.layers.extend(rows[weight.name] for weight in weights)
     return found
 

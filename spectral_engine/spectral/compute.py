@@ -1,9 +1,10 @@
-"""How the spectra of weights are taken: in which batches, by which method, in how much memory.
+"""How the spectra of weights are computed: in which batches, by which method, in how much memory.
 
-A weight with at most `full_size` rows or columns gets its whole spectrum from its Gram matrix,
-a larger one its leading values by block Krylov iteration and a density of the rest. On the CPU the
-weights are worked on side by side (`parallel`), elsewhere those of one shape in one batch. One
-that is several blocks, as a grouped convolution is, has the values of all of them.
+A weight with at most `full_size` rows or columns gets its whole spectrum, from its Gram matrix. A
+larger one gets its leading values by block Krylov iteration, and a density of the rest. On the CPU
+several weights are worked on side by side (`threads.for_each`); on another device the weights of
+one shape are one batch. A weight of several blocks, such as a grouped convolution, has the values
+of all its blocks.
 """
 
 import math
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from spectral_kernels.spectra import randomized_svd, singular_values, spectral_density
 
+from spectral_engine._util.checks import integer, number
 from spectral_engine._util.threads import for_each
-from spectral_engine.matrix.arrays import check_rank, frobenius_norm, largest_magnitude
-from spectral_engine.spectral.statistics import Values, estimated_statistics, statistics
+from spectral_engine.matrix.arrays import frobenius_norm, largest_magnitude
+from spectral_engine.spectral.power_law import Values
+from spectral_engine.spectral.statistics import estimated_statistics, statistics
 from spectral_engine.spectral.table import LayerSpectrum
 from spectral_engine.spectral.weights import Weight
 
@@ -31,17 +34,15 @@ COPIES = 4
 MAX_BYTES = 1 << 30
 
 
-def at_least_one(name: str, value: Any) -> None:
-    """TypeError unless `value` is an integer, ValueError unless it is 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected 1 or more; got {value}")
-
-
 @dataclass(frozen=True)
-class Options:
-    """How spectra are taken; see `spectra`."""
+class SpectraOptions:
+    """How spectra are computed, checked once.
+
+    rank, tolerance, full, seed, max_bytes: see `spectra`
+    full_size: with full="auto", the largest min(m, n) of which the whole spectrum is computed
+
+    Raises TypeError or ValueError, which name the argument, what was expected and what came.
+    """
 
     rank: int
     tolerance: float
@@ -51,13 +52,16 @@ class Options:
     max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", check_rank(self.rank))  # a plain int, for JSON
-        at_least_one("max_bytes", self.max_bytes)
-        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, int | float):
-            raise TypeError(f"tolerance: expected a number; got {self.tolerance!r}")
-        if not (math.isfinite(self.tolerance) and self.tolerance > 0.0):
-            raise ValueError(f"tolerance: expected a number above 0; got {self.tolerance!r}")
-        if self.full not in (True, False, "auto"):
+        checked = {
+            "rank": integer("rank", self.rank, least=1),  # a plain int, for JSON
+            "tolerance": number("tolerance", self.tolerance, above=0.0),
+            "seed": integer("seed", self.seed, least=0, most=(1 << 64) - 1),
+            "max_bytes": integer("max_bytes", self.max_bytes, least=1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        named = isinstance(self.full, str) and self.full == "auto"
+        if not (named or isinstance(self.full, bool)):
             raise ValueError(f"full: expected True, False or 'auto'; got {self.full!r}")
 
     def whole(self, shape: tuple[int, int]) -> bool:
@@ -74,10 +78,10 @@ class Options:
         return COPIES * (8 if wide else 4) * (shape[0] * shape[1] + square)
 
 
-def run(
+def for_each_batch(
     function: Callable[[list[Weight]], None],
     weights: list[Weight],
-    options: Options,
+    options: SpectraOptions,
 ) -> None:
     """Call function(batch) until every weight was in one.
 
@@ -105,11 +109,11 @@ def run(
             function(group[first : first + count])
 
 
-def measure(batch: list[Weight], options: Options) -> list[LayerSpectrum]:
+def measure(batch: list[Weight], options: SpectraOptions) -> list[LayerSpectrum]:
     """One row for each weight of a batch of one shape, dtype and device."""
     start = time.perf_counter()
     shape, blocks = batch[0].matrix, batch[0].blocks
-    matrices = load(batch)
+    matrices = load_batch(batch)
     require_finite(batch, matrices)
     spectra, resolution = known_values(matrices, options)
     if resolution is not None:
@@ -142,7 +146,7 @@ def measure(batch: list[Weight], options: Options) -> list[LayerSpectrum]:
     ]
 
 
-def load(batch: list[Weight]) -> torch.Tensor:
+def load_batch(batch: list[Weight]) -> torch.Tensor:
     """The matrices (b, blocks, m, n) of a batch; one alone is not copied."""
     loaded = [weight.load() for weight in batch]
     return loaded[0][None] if len(loaded) == 1 else torch.stack(loaded)
@@ -155,7 +159,7 @@ def require_finite(batch: list[Weight], matrices: torch.Tensor) -> None:
             raise ValueError(f"model: {weight.name} holds NaN or infinity")
 
 
-def runs(matrices: torch.Tensor, options: Options) -> Iterator[torch.Tensor]:
+def runs(matrices: torch.Tensor, options: SpectraOptions) -> Iterator[torch.Tensor]:
     """Matrices (b, m, n) in runs of as many as `max_bytes` allows, or of one."""
     m, n = matrices.shape[-2:]
     step = max(1, options.max_bytes // options.cost((m, n), matrices.dtype))
@@ -163,11 +167,18 @@ def runs(matrices: torch.Tensor, options: Options) -> Iterator[torch.Tensor]:
         yield matrices[first : first + step]
 
 
-def known_values(matrices: torch.Tensor, options: Options) -> tuple[Values, float | None]:
-    """The values (b, k) that `options` ask for, of all blocks of each of (b, blocks, m, n).
+def known_values(matrices: torch.Tensor, options: SpectraOptions) -> tuple[Values, float | None]:
+    """The singular values that `options` ask for, of each of several block-diagonal matrices.
 
-    Also how well the smallest is known, over sigma_1; None where only the leading values are known
-    and not all. The `rank` leading ones of all blocks are among the `rank` leading of each.
+    Args:
+        matrices: (b, blocks, m, n), the blocks of each of b matrices.
+        options: how many are wanted, and how accurately.
+
+    Returns:
+        values: (b, k), descending, of all blocks of each matrix. The `rank` leading ones of all
+            blocks are among the `rank` leading ones of each block.
+        resolution: how well the smallest is known, as a multiple of sigma_1; None where only the
+            leading values are known.
     """
     b, blocks, m, n = matrices.shape
     rank = min(options.rank, m, n)
@@ -184,11 +195,12 @@ def known_values(matrices: torch.Tensor, options: Options) -> tuple[Values, floa
     if blocks > 1:
         spectra = np.sort(spectra, axis=1)[:, ::-1]
     if resolution is None:
-        spectra = spectra[:, : min(options.rank, blocks * min(m, n))]
+        # A copy: a view would keep the values of all blocks alive.
+        spectra = spectra[:, : min(options.rank, blocks * min(m, n))].copy()
     return spectra, resolution
 
 
-def density(matrices: torch.Tensor, options: Options) -> tuple[Values, Values]:
+def density(matrices: torch.Tensor, options: SpectraOptions) -> tuple[Values, Values]:
     """Nodes and weights (b, k) of the density of all singular values of each (b, blocks, m, n)."""
     b, blocks = matrices.shape[:2]
     found = [
@@ -213,7 +225,17 @@ def norm_of(blocks: torch.Tensor) -> float:
 def whole_spectrum(
     matrices: torch.Tensor, rank: int, tolerance: float, exact: bool
 ) -> tuple[torch.Tensor, float]:
-    """All singular values (..., min(m, n)), and how well the smallest are known, over sigma_1.
+    """All singular values of each matrix.
+
+    Args:
+        matrices: (..., m, n).
+        rank: how many of the leading values must be good to `tolerance`.
+        tolerance: relative.
+        exact: all values are wanted to rounding.
+
+    Returns:
+        values: (..., min(m, n)), descending.
+        resolution: how well the smallest is known, as a multiple of sigma_1.
 
     An eigenvalue of the Gram matrix in float32 is off by about d = eps sqrt(m + n) sigma_1^2, and
     sigma_i by d / (2 sigma_i): enough for the leading `rank` values and the larger half, unless

@@ -1,8 +1,11 @@
-"""Figures of spectra: those of a network side by side, and their evolution through training."""
+"""Figures of spectra: those of a network side by side, and their evolution through training.
+
+They take names and arrays, and know nothing of tables and trackers.
+"""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,25 +14,36 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from spectral_engine.spectral.table import Spectra
-    from spectral_engine.spectral.tracker import SpectrumTracker
+from spectral_engine.spectral.evolution import Evolution
+from spectral_engine.spectral.power_law import Values
 
 #: Lines up to this number get a legend; more are told apart by their place on a colour scale.
 LEGEND = 10
 _MAP = colormaps["viridis"]
 
 
-def plot_spectra(table: "Spectra", path: Path) -> Path:
-    """Left, the known singular values of each weight; right, its ranks as a share of the full."""
-    layers = table.layers
-    height = max(4.8, 1.2 + 0.19 * len(layers))
+#: Marker and size of each of the ranks in the right panel, in order.
+_MARKERS = (("o", 22), ("s", 22), ("|", 60))
+
+
+def plot_spectra(values: Mapping[str, Values], ranks: Mapping[str, Values], path: Path) -> Path:
+    """Left, the singular values of each weight; right, its ranks as shares of the full one.
+
+    Args:
+        values: by the name of the weight, its singular values, descending.
+        ranks: by what they are, for the legend, (number of weights,); at most three.
+        path: the image file.
+
+    Returns:
+        The path.
+    """
+    height = max(4.8, 1.2 + 0.19 * len(values))
     figure = Figure(figsize=(13, height), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = _MAP(np.linspace(0.0, 0.92, len(layers)))
-    for layer, colour in zip(layers, colours, strict=True):
-        shown = layer.known[layer.known > layer.resolution]
+    colours = _MAP(np.linspace(0.0, 0.92, len(values)))
+    for shown, colour in zip(values.values(), colours, strict=True):
         left.plot(np.arange(1, len(shown) + 1), shown, color=colour, linewidth=1.2)
     left.set(
         xscale="log",
@@ -39,64 +53,59 @@ def plot_spectra(table: "Spectra", path: Path) -> Path:
         title="Singular values",
     )
     left.grid(alpha=0.3, which="both")
-    full = np.array([layer.count for layer in layers])
-    places = np.arange(len(layers))
-    for label, marker, ranks in (
-        ("stable rank", "o", [layer.statistics.stable_rank for layer in layers]),
-        ("effective rank", "s", [layer.statistics.effective_rank for layer in layers]),
-        ("values with 90 % of the energy", "|", [layer.statistics.rank_90 for layer in layers]),
-    ):
-        right.scatter(
-            np.array(ranks) / full,
-            places,
-            c=colours,
-            marker=marker,
-            s=60 if marker == "|" else 22,
-        )
+    places = np.arange(len(values))
+    for (label, shares), (marker, size) in zip(ranks.items(), _MARKERS, strict=False):
+        right.scatter(shares, places, c=colours, marker=marker, s=size)
         right.scatter([], [], c="grey", marker=marker, label=label)
-    right.set(xlim=(0.0, 1.03), ylim=(len(layers) - 0.5, -0.5), title="Ranks")
+    right.set(xlim=(0.0, 1.03), ylim=(len(values) - 0.5, -0.5), title="Ranks")
     right.set_xlabel("share of all values")
-    right.set_yticks(places, [_short(layer.name, 44) for layer in layers], fontsize=7)
+    right.set_yticks(places, [_short(name, 44) for name in values], fontsize=7)
     right.grid(alpha=0.3)
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / height), ncols=3, frameon=False)
     figure.savefig(path)
     return path
 
 
-def plot_evolution(tracker: "SpectrumTracker", path: Path) -> Path:
+def plot_evolution(
+    steps: NDArray[np.int64], weights: Mapping[str, Evolution], rank: int, path: Path
+) -> Path:
     """A panel for each weight, its values over the steps; a last one with the ranks of all.
 
     A dashed line marks the step at which a spectrum had stabilised, a red one where it collapsed.
 
-    Raises:
-        ValueError: nothing was recorded yet.
+    Args:
+        steps: at which there are records, (T,).
+        weights: by name.
+        rank: the most values that a weight has; the scale of colours ends there.
+        path: the image file.
+
+    Returns:
+        The path.
     """
-    if len(tracker.steps) == 0:
-        raise ValueError("tracker: expected at least one record to plot; got none")
-    names = tracker.names
+    names = list(weights)
     columns = min(4, math.ceil(math.sqrt(len(names) + 1)))
     rows = math.ceil((len(names) + 1) / columns)
     figure = Figure(figsize=(4.4 * columns + 0.8, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    scale = Normalize(1, max(2, tracker.rank))
-    stabilised, collapsed = tracker.stabilised(), tracker.collapsed()
-    for panel, name in zip(panels, names, strict=False):
-        values = tracker.singular_values(name)
+    scale = Normalize(1, max(2, rank))
+    for panel, (name, weight) in zip(panels, weights.items(), strict=False):
+        values = weight.singular_values
         for index in range(values.shape[1]):
             # A value of zero has no place on the scale; the line has a gap there.
             line = np.where(values[:, index] > 0.0, values[:, index], np.nan)
-            panel.plot(tracker.steps, line, color=_MAP(0.92 * scale(index + 1)), linewidth=1)
+            panel.plot(steps, line, color=_MAP(0.92 * scale(index + 1)), linewidth=1)
         if np.nanmax(values, initial=0.0) > 0.0:
             panel.set_yscale("log")
-        for steps, style, colour in ((stabilised, "--", "black"), (collapsed, "-", "#D55E00")):
-            step = steps[name]
+        for step, style, colour in (
+            (weight.stabilised, "--", "black"), (weight.collapsed, "-", "#D55E00"),
+        ):  # fmt: skip
             if step is not None:
                 panel.axvline(step, linestyle=style, color=colour, linewidth=1)
         _finish(panel, _short(name, 40), "singular value")
     last = panels[len(names)]
     colours = colormaps["plasma"](np.linspace(0.0, 0.85, len(names)))
-    for name, colour in zip(names, colours, strict=True):
-        last.plot(tracker.steps, tracker.stable_rank(name), color=colour)
+    for weight, colour in zip(weights.values(), colours, strict=True):
+        last.plot(steps, weight.stable_rank, color=colour)
     if len(names) <= LEGEND:  # as labels of the lines, names that begin with _ would be left out
         last.legend(last.lines, [_short(name, 24) for name in names], fontsize=7, frameon=False)
     _finish(last, "stable rank of all", "stable rank")

@@ -12,38 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
-
-#: Fewer values than these give no exponent: its standard error is over a third of alpha - 1.
-LEAST_TAIL = 10
-#: Candidates for x_min beyond which not all are tried.
-_CANDIDATES = 4096
-#: Entries of the table of distances that the tail fit makes at a time: what stays in the cache.
-_CHUNK = 1 << 15
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """p(x) ~ x^-alpha for x >= x_min, fitted to eigenvalues x = sigma^2 of W^T W.
-
-    alpha_error: the standard error (alpha - 1) / sqrt(tail); distance: the Kolmogorov-Smirnov
-    distance between the tail and the fit, the smaller the better; tail: the values in it
-    """
-
-    alpha: float
-    alpha_error: float
-    x_min: float
-    distance: float
-    tail: int
+from spectral_engine.spectral.power_law import PowerLaw, Values, power_law
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one matrix (m, n); sigma_i are its singular values, descending.
+    """What is read off the spectrum of one matrix (m, n) with singular values sigma_i, descending.
 
-    Of a block-diagonal one they are those of all its blocks, and m and n are of one block.
+    A block-diagonal matrix has the values of all its blocks, and m and n are of one block.
 
     spectral, frobenius: ||W||_2 = sigma_1 and ||W||_F
     stable_rank: ||W||_F^2 / ||W||_2^2
@@ -59,6 +36,12 @@ class Statistics:
     condition: sigma_1 / sigma_min; None for a zero matrix and where sigma_min is not known
     estimated: the names of those above that are estimates; an estimated condition is the least
         that it can be, an estimated power_law has its x_min among the leading values
+
+    >>> import torch, spectral_engine as se
+    >>> model = torch.nn.ParameterDict({"w": torch.diag(torch.tensor([4.0, 2.0, 2.0]))})
+    >>> found = se.spectra(model)["w"].statistics
+    >>> round(found.stable_rank, 3), round(found.condition, 3), found.rank_90
+    (1.5, 2.0, 3)
     """
 
     spectral: float
@@ -79,11 +62,18 @@ class Statistics:
 def statistics(
     values: Values, shape: tuple[int, int], frobenius: float, resolution: float
 ) -> Statistics:
-    """Of a matrix of which all singular values are known.
+    """The statistics of a matrix of which all singular values are known.
 
-    shape: (m, n), or of each of the blocks on its diagonal; its entries' noise shows in a block
-    resolution: how well the smallest ones are known, in their units; a sigma_min below it is not
-    known, and the condition is estimated from below
+    Args:
+        values: all of them, descending.
+        shape: (m, n) of the matrix, or of each of the blocks on its diagonal: the noise of its
+            entries shows in a block.
+        frobenius: ||W||_F.
+        resolution: how well the smallest values are known, in their units. A sigma_min below it is
+            not known, and the condition is estimated from below.
+
+    Returns:
+        The statistics; only the condition may be an estimate.
     """
     condition: float | None = None
     estimated: tuple[str, ...] = ()
@@ -100,10 +90,18 @@ def estimated_statistics(
     leading: Values, nodes: Values, weights: Values, shape: tuple[int, int], frobenius: float,
     blocks: int = 1,
 ) -> Statistics:  # fmt: skip
-    """Of a matrix of which the leading singular values and a density of all are known.
+    """The statistics of a matrix of which the leading values and a density of all are known.
 
-    nodes, weights: the density, weights of sum 1 (`spectral_kernels.spectra.spectral_density`)
-    shape: of each of the `blocks` on its diagonal
+    Args:
+        leading: the leading singular values, descending.
+        nodes, weights: the density of all (`spectral_kernels.spectra.spectral_density`); the
+            weights have sum 1.
+        shape: (m, n), of each of the blocks on the diagonal.
+        frobenius: ||W||_F.
+        blocks: how many there are.
+
+    Returns:
+        The statistics, with the names of those that are estimates.
     """
     values, counts = with_density(leading, nodes, weights, blocks * min(shape), frobenius)
     law = power_law(leading**2)
@@ -232,80 +230,3 @@ def marchenko_pastur_median(beta: float) -> float:
     mass = (r * np.sin(t)) ** 2 / (c - r * np.cos(t))
     share = np.concatenate([[0.0], np.cumsum(mass)])
     return float(c - r * np.cos(np.interp(0.5 * share[-1], share, edges)))
-
-
-def power_law(eigenvalues: Values) -> PowerLaw | None:
-    """The power law of the tail of descending eigenvalues; None with too few that are positive.
-
-    For each candidate x_min the exponent is the maximum-likelihood one,
-    alpha = 1 + n / sum log(x_i / x_min) over the n values x_i >= x_min, and the x_min of the
-    smallest Kolmogorov-Smirnov distance is taken. Of more than 4,096 candidates, which only a
-    large batch of blocks has, as many are tried, evenly over their ranks, and then those around
-    the best.
-
-    Source: Clauset, Shalizi, Newman, "Power-law distributions in empirical data", SIAM Review 51
-    (2009), arXiv 0706.1062, equations 3.1, 3.2 and 3.9. That x are the eigenvalues of W^T W and
-    not the singular values is WeightWatcher's convention (Martin, Peng, Mahoney, Nature
-    Communications 12 (2021), arXiv 2002.06716), which its published exponents follow.
-    """
-    x = eigenvalues[eigenvalues > 0.0]
-    if len(x) < LEAST_TAIL:
-        return None
-    logs = np.log(x)
-    n = np.arange(1.0, len(x) + 1)
-    excess = np.cumsum(logs) - n * logs
-    # One candidate for each distinct value, with all that equal it in the tail.
-    last = np.append(logs[1:] < logs[:-1], True)
-    candidates = np.flatnonzero(last & (n >= LEAST_TAIL) & (excess > 1e-9 * n))
-    if len(candidates) == 0:
-        return None
-    slopes = n / np.maximum(excess, 1e-300)
-    step = -(-len(candidates) // _CANDIDATES)
-    best, distance = _nearest(logs, candidates[::step], slopes)
-    if step > 1:
-        place = step * best
-        candidates = candidates[max(0, place - step) : place + step]
-        best, distance = _nearest(logs, candidates, slopes)
-    tail = int(n[candidates[best]])
-    slope = float(slopes[candidates[best]])
-    return PowerLaw(
-        alpha=1.0 + slope,
-        alpha_error=slope / math.sqrt(tail),
-        x_min=float(x[tail - 1]),
-        distance=distance,
-        tail=tail,
-    )
-
-
-def _nearest(logs: Values, candidates: NDArray[np.intp], slopes: Values) -> tuple[int, float]:
-    """The place among the candidates of the tail nearest to its fit, and its distance."""
-    rows = max(1, _CHUNK // len(logs))
-    distances = np.concatenate(
-        [
-            _distances(logs, some, slopes[some])
-            for some in np.split(candidates, range(rows, len(candidates), rows))
-        ]
-    )
-    best = int(np.argmin(distances))
-    return best, float(distances[best])
-
-
-def _distances(logs: Values, tails: NDArray[np.intp], slopes: Values) -> Values:
-    """max |S(x) - P(x)| over the tail logs[: k + 1] of each k in `tails`.
-
-    The i-th largest of k + 1 values is where the share S of values above steps from i / (k + 1) to
-    (i + 1) / (k + 1); of the two sides, the worse is off by the distance from the middle of the
-    step and half the step.
-    """
-    index = np.arange(int(tails.max()) + 1)
-    step = 1.0 / (tails + 1)
-    # log P, cut at 0 where x is below x_min and P means nothing.
-    gap = np.multiply.outer(-slopes, logs[: len(index)])
-    gap += (slopes * logs[tails])[:, None]
-    np.minimum(gap, 0.0, out=gap)
-    np.exp(gap, out=gap)
-    gap -= np.multiply.outer(step, index + 0.5)
-    np.abs(gap, out=gap)
-    gap[index[None, :] > tails[:, None]] = 0.0
-    distances: Values = gap.max(axis=1) + 0.5 * step
-    return distances

@@ -1,4 +1,4 @@
-"""The spectra of a network: one row a weight, as a table, a dictionary, a data frame or a file."""
+"""The spectra of a network: a row for each weight, as a table, dictionary, data frame or file."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from spectral_engine._util.optional import optional
 from spectral_engine._util.text import as_text, plain_text
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.layers.find import Skipped
-from spectral_engine.spectral.statistics import PowerLaw, Statistics
+from spectral_engine.spectral.power_law import PowerLaw
+from spectral_engine.spectral.statistics import Statistics
 
 #: The width of a printed table.
 WIDTH = 132
@@ -23,12 +24,23 @@ WIDTH = 132
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """The spectrum of one weight.
+    """The spectrum of one weight, a row of `Spectra`.
 
-    singular_values: the leading ones, descending
-    known: all that are known; where `whole`, all `count` that there are, though those below
-        `resolution` are lost in rounding
-    seconds: its share of the time of its batch.
+    name: as in a report of `prune`; shared_with: the other names of the same weight
+    shape, dtype: of the weight as it is stored
+    singular_values: the leading ones, descending, at most `rank`
+    statistics: what is read off the spectrum
+    known: all values that are known, (k,), descending; where `whole`, k = count
+    count: how many singular values the weight has
+    resolution: values below it are lost in rounding
+    seconds: its share of the time of its batch
+
+    >>> import torch, spectral_engine as se
+    >>> model = torch.nn.Linear(3, 2)
+    >>> _ = torch.nn.init.eye_(model.weight)
+    >>> row = se.spectra(model, progress=False)["weight"]
+    >>> row.shape, row.whole, round(row.statistics.stable_rank, 3)
+    ((2, 3), True, 2.0)
     """
 
     name: str
@@ -66,7 +78,21 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class Spectra:
-    """What `spectra` found; `print` shows it as a table. `seconds` is the whole run."""
+    """What `spectra` found; `print` shows it as a table.
+
+    It is iterated over as its rows, and a row is found by any name of its weight.
+
+    rank, tolerance: as they were asked for
+    layers: a row for each weight, in the order of the model or file
+    skipped: what has no spectrum, with the reason
+    seconds: the time of the whole run
+
+    >>> import torch, spectral_engine as se
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    >>> found = se.spectra(model, progress=False)
+    >>> [row.name for row in found], len(found["1.weight"].singular_values)
+    (['0.weight', '1.weight'], 2)
+    """
 
     rank: int
     tolerance: float
@@ -98,7 +124,10 @@ class Spectra:
         }
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame, one row a weight; the power law in columns of its own.
+        """The rows as a pandas DataFrame.
+
+        Returns:
+            A DataFrame, indexed by name; the power law is in columns of its own.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -113,18 +142,41 @@ class Spectra:
         return pandas.DataFrame(rows).set_index("name")
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write JSON, whole or not at all; an existing file only with `force`."""
+        """Write JSON, whole or not at all.
+
+        Args:
+            path: the file.
+            force: replace the file if it exists.
+
+        Raises:
+            FileExistsError: the file exists, and `force` is False.
+        """
         with replacing_file(Path(path), force=force) as file:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def plot(self, path: str | Path) -> Path:
-        """Draw the singular values of every weight to an image file; see `spectral_plots`."""
+        """Draw the singular values of every weight, and its ranks, to an image file.
+
+        Args:
+            path: with an ending that Matplotlib knows, such as .png or .pdf.
+
+        Returns:
+            The path.
+        """
         from spectral_engine.spectral.plots import plot_spectra  # noqa: PLC0415  (matplotlib)
 
-        return plot_spectra(self, Path(path))
+        full = np.array([layer.count for layer in self.layers])
+        found = [layer.statistics for layer in self.layers]
+        ranks = {
+            "stable rank": [one.stable_rank for one in found] / full,
+            "effective rank": [one.effective_rank for one in found] / full,
+            "values with 90 % of the energy": [one.rank_90 for one in found] / full,
+        }
+        values = {layer.name: layer.known[layer.known > layer.resolution] for layer in self.layers}
+        return plot_spectra(values, ranks, Path(path))
 
     def table(self) -> Table:
-        """One row a weight, for rich; ~ marks an estimate, >= the least that a value can be."""
+        """A row for each weight, for rich; ~ marks an estimate, >= a lower bound."""
         table = Table(
             title=f"{len(self.layers)} weights, {self.seconds:.2f} s",
             caption="~ estimated; sig. 1: ||W||_2; rank %: values that hold 90/95/99 % of ||W||_F^2"

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from spectral_engine._util.observe import computed_weight
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint
 from spectral_engine.layers.find import Layer, Skipped, find_layers
 from spectral_engine.layers.selector import Selector
@@ -61,26 +62,54 @@ Found = tuple[list[Weight], list[Skipped]]
 
 @contextmanager
 def weights_of(
-    source: nn.Module | str | os.PathLike[str], selector: Selector, split: Any = None
+    source: nn.Module | str | os.PathLike[str],
+    selector: Selector,
+    split: Any = None,
+    argument: str = "model",
 ) -> Iterator[Found]:
     """Every weight of a model or a checkpoint, and what has no spectrum, with the reason.
 
     A weight under several names comes once. A model's weights are seen, and named, as `prune` sees
-    them; a checkpoint does not say what its tensors are, and each is seen as (shape[0], -1). It is
-    closed when the block ends.
+    them. A checkpoint does not say what its tensors are: each is seen as (shape[0], -1). The
+    checkpoint is closed when the block ends.
+
+    Args:
+        source: the model, or the path of the checkpoint.
+        selector: which weights are wanted.
+        split: which weights of a model are several matrices.
+        argument: what the caller calls `source`, for messages.
+
+    Raises:
+        TypeError, ValueError: `source` is neither, or `split` does not fit it.
+        OSError: the checkpoint cannot be read.
     """
     with ExitStack() as stack:
         if isinstance(source, nn.Module):
             yield of_model(source, selector, split)
         elif not isinstance(source, str | os.PathLike):
             raise TypeError(
-                "model: expected a torch.nn.Module or the path of a checkpoint; "
+                f"{argument}: expected a torch.nn.Module or the path of a checkpoint; "
                 f"got {type(source).__module__}.{type(source).__qualname__}"
             )
         elif split is not None:
             raise TypeError("split: expected a model to split the weights of; got a checkpoint")
         else:
+            _require_path(source, argument)
             yield _of_checkpoint(stack.enter_context(open_checkpoint(source)), selector)
+
+
+def _require_path(source: str | os.PathLike[str], argument: str) -> None:
+    """ValueError for a string that is no path of anything, such as a method's or a model's name."""
+    path = os.fspath(source)
+    try:
+        there = os.path.lexists(path)
+    except ValueError as error:  # a null character
+        raise ValueError(f"{argument}: expected a path; got {path!r}: {error}") from error
+    if not there and not os.path.splitext(path)[1] and os.sep not in path:
+        raise ValueError(
+            f"{argument}: expected a torch.nn.Module or the path of a checkpoint; got {path!r},"
+            " which is neither a file nor a folder"
+        )
 
 
 def of_model(model: nn.Module, selector: Selector, split: Any = None) -> Found:
@@ -111,8 +140,9 @@ def _computed_with(
 ) -> Iterator[tuple[str, nn.Parameter | None]]:
     """Local name and weight, for each one that a module holds itself and computes with.
 
-    A parametrized weight comes instead of its ingredients, and is made once: `values` keeps it.
-    A parameter `x_orig` beside a mask `x_mask` (torch.nn.utils.prune) is called x.
+    A parametrized weight comes instead of what it is made of. It is computed once, without a change
+    of the model, and kept in `values`. A parameter `x_orig` beside a mask `x_mask`
+    (torch.nn.utils.prune) is called x.
     """
     if isinstance(module, parametrize.ParametrizationList):
         return
@@ -122,9 +152,8 @@ def _computed_with(
     if parametrize.is_parametrized(module):
         for name in getattr(module, "parametrizations", {}):
             if (id(module), name) not in values:
-                with torch.no_grad():
-                    value = nn.Parameter(getattr(module, name), requires_grad=False)
-                values[id(module), name] = value
+                weight = computed_weight(module, name)
+                values[id(module), name] = nn.Parameter(weight, requires_grad=False)
             yield name, values[id(module), name]
 
 

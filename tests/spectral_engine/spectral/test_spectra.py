@@ -432,7 +432,7 @@ def test_spectrum_of_half_precision_and_bad_input() -> None:
         ({"rank": 2.5}, TypeError, "rank: expected an integer; got float"),
         ({"tolerance": 0.0}, ValueError, "tolerance: expected a number above 0; got 0.0"),
         ({"tolerance": "x"}, TypeError, "tolerance"),
-        ({"max_bytes": 0}, ValueError, "max_bytes: expected 1 or more; got 0"),
+        ({"max_bytes": 0}, ValueError, "max_bytes: expected at least 1; got 0"),
         ({"full": "yes"}, ValueError, "full: expected True, False or 'auto'; got 'yes'"),
         ({"targets": "nothing.*"}, ValueError, r"targets 'nothing\.\*'"),
         ({"ignore": "*"}, ValueError, "expected a floating-point tensor"),

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from spectral_engine.spectral import statistics as spectral_statistics
+from spectral_engine.spectral import power_law as power_law_module
+from spectral_engine.spectral.power_law import power_law
 from spectral_engine.spectral.statistics import (
     effective_rank,
     energy_ranks,
     estimated_statistics,
     marchenko_pastur_median,
-    power_law,
     statistics,
     with_density,
 )
@@ -186,7 +186,7 @@ def test_a_coarse_search_finds_the_tail(monkeypatch: pytest.MonkeyPatch) -> None
     x = np.concatenate([(1 - generator.random(900)) ** (-1 / 1.5), generator.random(900) ** 0.5])
     x = np.sort(x)[::-1]
     exact = power_law(x)
-    monkeypatch.setattr(spectral_statistics, "_CANDIDATES", 100)
+    monkeypatch.setattr(power_law_module, "_CANDIDATES", 100)
     coarse = power_law(x)
     assert coarse is not None
     assert coarse.distance == pytest.approx(exact.distance, rel=0.1)

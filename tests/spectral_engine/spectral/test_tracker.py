@@ -231,7 +231,7 @@ def test_bad_input() -> None:
     net = network()
     with pytest.raises(TypeError, match="model: expected a torch"):
         se.SpectrumTracker([net])
-    with pytest.raises(ValueError, match="every: expected 1 or more; got 0"):
+    with pytest.raises(ValueError, match="every: expected at least 1; got 0"):
         se.SpectrumTracker(net, every=0)
     with pytest.raises(ValueError, match="rank"):
         se.SpectrumTracker(net, rank=0)
@@ -239,7 +239,7 @@ def test_bad_input() -> None:
         se.SpectrumTracker(net, targets="x")
     with pytest.raises(ValueError, match="at least one record"):
         se.SpectrumTracker(net).plot("t.png")
-    with pytest.raises(ValueError, match="window: expected 1 or more; got 0"):
+    with pytest.raises(ValueError, match="window: expected at least 1; got 0"):
         se.SpectrumTracker(net).stabilised(window=0)
     with pytest.raises(ValueError, match="share"):
         se.SpectrumTracker(net).collapsed(1.0)
