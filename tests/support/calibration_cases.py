@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from spectral_engine.calibration.calibrator import Calibration
+import spectral_engine as se
+from spectral_engine.calibration.calibrator import Calibrator
+from spectral_engine.calibration.request import Request
 from spectral_engine.calibration.stages import Stage
 from spectral_engine.layers.find import find_layers
 from spectral_engine.layers.selector import Selector
@@ -18,8 +20,19 @@ def layers_of(model: nn.Module):
     return find_layers(model, Selector.of(None, None))[0]
 
 
-def stages(calibration: Calibration) -> list[Stage]:
-    return [stage for stages in calibration._passes for stage in stages]
+def calibrator(model: nn.Module, batches, refit: se.Refit | None = None, **options) -> Calibrator:
+    """A calibration of every layer of a model; options as `se.Calibration` takes them."""
+    requests = [Request(layer, refit) for layer in layers_of(model)]
+    return Calibrator(model, requests, se.Calibration(batches, **options))
+
+
+def stages(calibrator: Calibrator) -> list[Stage]:
+    return [stage for stages in calibrator._passes for stage in stages]
+
+
+def by_row(sparsity: float = 0.5, refit: se.Refit | None = None) -> se.Recipe:
+    """The same share of every row, by scores of the inputs where there are some."""
+    return se.Recipe(budget=se.Uniform(sparsity, group="row"), refit=refit)
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

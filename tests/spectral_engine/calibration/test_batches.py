@@ -31,11 +31,13 @@ def test_kinds_of_batches():
     results = {}
     for name, calibration in kinds.items():
         model = Mlp()
-        se.prune(model, sparsity=0.5, calibration=calibration, refit="least-squares")
+        se.prune(model, se.Recipe(refit=se.LeastSquares()), 0.5, calibration=calibration)
         results[name] = model.third.weight.detach()
     own = Mlp()
-    se.prune(own, sparsity=0.5, calibration=[{"image": batch} for batch in data],
-             forward=lambda model, batch: model(batch["image"]), refit="least-squares")  # fmt: skip
+    images = se.Calibration(
+        [{"image": batch} for batch in data], forward=lambda model, batch: model(batch["image"])
+    )
+    se.prune(own, se.Recipe(refit=se.LeastSquares()), 0.5, calibration=images)
     results["forward"] = own.third.weight.detach()
     for name, found in results.items():
         assert torch.allclose(found, results["tensors"], atol=1e-4), name

@@ -1,15 +1,16 @@
 """Moments gathered once: the same prunings as with the batches, as often as one likes."""
 
 import copy
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 import spectral_engine as se
+from tests.support.calibration_cases import by_row
 
-REFITS = (None, "least-squares", "sparsegpt", "admm")
+REFITS = (None, se.LeastSquares, se.SparseGPT, se.ALPS)
 
 
 def model() -> nn.Module:
@@ -31,19 +32,26 @@ def weights(one: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("bias_correction", [False, True])
 @pytest.mark.parametrize("refit", REFITS)
-def test_prunes_as_with_the_batches(refit: str | None, bias_correction: bool) -> None:
+def test_prunes_as_with_the_batches(
+    refit: Callable[..., se.Refit] | None, bias_correction: bool
+) -> None:
     """Catches a refit, or a correction, that spoils the moments for the next pruning, and moments
     that are not those of one pass over the dense model.
     """
     dense = model()
     inputs = se.calibrate(dense, batches())
-    options: dict[str, Any] = {"refit": refit, "group": "row", "bias_correction": bias_correction}
+    if refit is not None:
+        chosen: se.Refit | None = refit(bias_correction=bias_correction)
+    else:
+        chosen = se.BiasCorrection() if bias_correction else None
+    recipe = by_row(0.5, chosen)
     expected = copy.deepcopy(dense)
-    se.prune(expected, "magnitude", 0.5, calibration=batches(), sequential=False, **options)
+    se.prune(expected, recipe, calibration=se.Calibration(batches(), sequential=False))
     for _ in range(2):
         pruned = copy.deepcopy(dense)
-        report = se.prune(pruned, "magnitude", 0.5, calibration=inputs, **options)
-        assert report.options["passes"] == 0
+        report = se.prune(pruned, recipe, calibration=inputs)
+        assert report.calibration is not None
+        assert report.calibration.passes == 0
         for name, tensor in weights(expected).items():
             assert torch.equal(tensor, pruned.state_dict()[name]), name
 
@@ -67,22 +75,17 @@ def test_unseen_layers_say_why() -> None:
 
 
 def test_what_does_not_fit_is_named_before_anything_changes() -> None:
-    """Catches moments of another model, of fewer layers, or too little memory found out halfway."""
+    """Catches moments of another model, or of fewer layers, found out halfway."""
     dense = model()
     before = weights(dense)
     some = se.calibrate(dense, batches(), targets="Linear")
     other = se.calibrate(nn.Sequential(nn.Linear(4, 3)), [torch.randn(8, 4)])
-    whole = se.calibrate(dense, batches())
-    cases: list[tuple[str, dict[str, Any]]] = [
-        ("calibration: expected inputs of 0.weight; got those of other", {"calibration": some}),
-        (r"calibration: expected moments of shape \(2, 9, 9\)", {"calibration": other}),
-        ("sequential: expected the default", {"calibration": whole, "sequential": True}),
-        ("asymmetric: expected the default", {"calibration": whole, "asymmetric": True}),
-        ("forward: expected the default", {"calibration": whole, "forward": lambda m, b: m(b)}),
-        ("max_bytes: the moments of", {"calibration": whole, "max_bytes": 1000, "refit": "admm"}),
+    cases = [
+        ("calibration: expected inputs of 0.weight; got those of other", some),
+        (r"calibration: expected moments of shape \(2, 9, 9\)", other),
     ]
-    for message, options in cases:
+    for message, calibration in cases:
         with pytest.raises(ValueError, match=message):
-            se.prune(dense, "magnitude", 0.5, **options)
+            se.prune(dense, "magnitude", 0.5, calibration=calibration)
         for name, tensor in before.items():
             assert torch.equal(tensor, dense.state_dict()[name]), message

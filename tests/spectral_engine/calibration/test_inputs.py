@@ -6,10 +6,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import spectral_engine as se
-from spectral_engine.calibration.calibrator import Calibration
 from spectral_engine.calibration.inputs import Call, inputs_of
 from spectral_engine.matrix.moments import Moments
-from tests.support.calibration_cases import layers_of, seeded
+from tests.support.calibration_cases import by_row, calibrator, layers_of, seeded
 
 CONVOLUTIONS = [
     (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 9)),
@@ -103,7 +102,7 @@ def test_what_no_hook_sees_is_in_the_report():
             return self.head(self.attention(x, x, x)[0])
 
     data = [torch.randn(5, 3, 8) for _ in range(3)]
-    report = se.prune(Net(), sparsity=0.5, calibration=data, refit="least-squares", group="row")
+    report = se.prune(Net(), by_row(0.5, se.LeastSquares()), calibration=data)
     reasons = {layer.name: layer.uncalibrated for layer in report.layers}
     assert reasons["lstm.weight_hh_l0[cell]"] == "the inputs of weight_hh_l0 stay inside LSTM"
     assert reasons["lstm.weight_ih_l1[cell]"] == "the inputs of weight_ih_l1 stay inside LSTM"
@@ -128,13 +127,13 @@ def test_moments_of_a_batch():
     """Catches the moments of one group of a convolution used for another."""
     x = torch.randn(4, 6, 5, 5) * torch.tensor([1.0, 1, 1, 9, 9, 9]).reshape(-1, 1, 1)
     model = nn.Sequential(seeded(lambda: nn.Conv2d(6, 4, 3, groups=2)))
-    [step] = Calibration(model, layers_of(model), x)
+    [step] = calibrator(model, x)
     assert step.moments.second.shape == (2, 27, 27)
     assert step.moments[1].scale.mean() > 5 * step.moments[0].scale.mean()
     assert isinstance(step.moments[1], Moments)
     expected = model(x).detach()
     plain = nn.Sequential(seeded(lambda: nn.Conv2d(6, 4, 3, groups=2)))
-    se.prune(plain, sparsity=0.6, calibration=x, group="row")
-    se.prune(model, sparsity=0.6, calibration=x, group="row", refit="least-squares")
+    se.prune(plain, by_row(0.6), calibration=x)
+    se.prune(model, by_row(0.6, se.LeastSquares()), calibration=x)
     errors = [float((network(x).detach() - expected).square().sum()) for network in (model, plain)]
     assert errors[0] < errors[1]

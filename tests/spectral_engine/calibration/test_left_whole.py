@@ -27,16 +27,11 @@ NAN = torch.full((3, 8), float("nan"))
         ({"calibration": iter([torch.ones(3, 8)])}, TypeError, "gone through several times"),
         ({"calibration": (x for x in [NAN])}, TypeError, "got generator, which list"),
         ({"calibration": 3}, TypeError, "calibration: expected batches; got int"),
-        ({"calibration": NAN, "forward": 3}, TypeError, "forward: expected a function"),
-        ({"calibration": NAN, "sequential": 1}, TypeError, "sequential: expected True or False"),
-        ({"calibration": NAN, "asymmetric": 1}, TypeError, "asymmetric: expected True or False"),
-        ({"calibration": NAN, "sequential": False, "asymmetric": True}, ValueError, "asymmetric: "),
-        ({"calibration": torch.ones(3, 8), "max_bytes": 100}, ValueError,
+        ({"calibration": se.Calibration([torch.ones(3, 8)], max_bytes=100)}, ValueError,
          r"max_bytes: .* 1,728 bytes, the largest those of second.weight; got 100"),
-        ({"calibration": NAN, "max_bytes": 1.0}, TypeError, "max_bytes: expected an integer"),
-        ({"calibration": torch.ones(3, 8), "bias_correction": 1}, TypeError, "bias_correction: "),
-        ({"bias_correction": True}, ValueError, "bias_correction: needs calibration"),
-        ({"refit": "least-squares"}, ValueError, "refit: 'least-squares' needs calibration"),
+        ({"recipe": se.Recipe(refit=se.BiasCorrection())}, ValueError,
+         r"calibration: Recipe\(.* needs calibration inputs; got none"),
+        ({"recipe": "least-squares"}, ValueError, "calibration: 'least-squares' needs"),
     ],
 )  # fmt: skip
 def test_bad_input_leaves_the_model_alone(options, error, message):
@@ -46,6 +41,22 @@ def test_bad_input_leaves_the_model_alone(options, error, message):
     with pytest.raises(error, match=message):
         se.prune(model, **options)
     assert untouched(model, before, training=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"forward": 3}, TypeError, "forward: expected a function"),
+        ({"sequential": 1}, TypeError, "sequential: expected True or False"),
+        ({"asymmetric": 1}, TypeError, "asymmetric: expected True or False"),
+        ({"sequential": False, "asymmetric": True}, ValueError, "asymmetric: "),
+        ({"max_bytes": 1.0}, TypeError, "max_bytes: expected an integer"),
+    ],
+)
+def test_a_calibration_is_checked_when_it_is_made(options, error, message):
+    """Catches a wrong option that shows when the model has been run already."""
+    with pytest.raises(error, match=message):
+        se.Calibration([torch.ones(3, 8)], **options)
 
 
 class Fails(list):
@@ -69,11 +80,14 @@ def test_an_error_on_the_way_brings_all_back():
             raise KeyboardInterrupt
 
     for data, progress, error in (
-        (Fails(batches()), None, OSError),
+        (Fails(batches()), False, OSError),
         (batches(), stop, KeyboardInterrupt),
     ):
         with pytest.raises(error):
-            se.prune(model, calibration=data, bias_correction=True, progress=progress)
+            se.prune(
+                model, se.Recipe(refit=se.BiasCorrection()), progress=progress,
+                calibration=se.Calibration(data, sequential=True),
+            )  # fmt: skip
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert modes == [module.training for module in model.modules()]
         assert not any(hooks_of(module) for module in model.modules())
@@ -89,7 +103,7 @@ def test_nan_inside_the_model_is_refused():
         return model.third(model.second(torch.relu(model.first(x)) / 0.0))
 
     with pytest.raises(ValueError, match=r"the inputs of second.weight hold NaN or infinity"):
-        se.prune(model, calibration=batches(), forward=forward)
+        se.prune(model, calibration=se.Calibration(batches(), forward=forward))
     assert untouched(model, before, training=True)
 
 
@@ -98,7 +112,7 @@ def test_evaluation_mode_without_a_trace():
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
     model.train()
     before = model[1].running_mean.clone()
-    se.prune(model, calibration=batches(), refit="least-squares")
+    se.prune(model, "least-squares", calibration=batches())
     assert torch.equal(model[1].running_mean, before)
     assert all(module.training for module in model.modules())
     assert all(p.grad is None and p.grad_fn is None for p in model.parameters())

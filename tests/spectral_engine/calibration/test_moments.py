@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral_engine as se
-from spectral_engine.calibration.calibrator import Calibration
 from spectral_engine.matrix.moments import PANEL, Accumulator
 from tests.support.calibration_cases import (
     Mlp,
     batches,
-    layers_of,
+    by_row,
+    calibrator,
 )
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def test_moments_are_those_of_all_samples():
     """Catches a mean of batch means, batches of different size being counted alike."""
     model, data = Mlp(), batches()
-    steps = {step.layer.name: step.moments for step in Calibration(model, layers_of(model), data)}
+    steps = {step.layer.name: step.moments for step in calibrator(model, data)}
     x = torch.cat(data).double()
     for name, module in (("first", model.first), ("second", model.second)):
         moments = steps[f"{name}.weight"]
@@ -88,15 +88,19 @@ class Peak(TorchDispatchMode):
         )
 
 
-@pytest.mark.parametrize("refit", [None, "least-squares"])
-@pytest.mark.parametrize("bias_correction", [False, True])
-def test_peak_memory(refit, bias_correction):
+@pytest.mark.parametrize(
+    "refit",
+    [None, se.BiasCorrection(), se.LeastSquares(), se.LeastSquares(bias_correction=True)],
+)
+def test_peak_memory(refit):
     """Catches copies of the moments: two matrices of them are promised, beside the model."""
     n = 1536
     model = nn.Sequential(nn.Linear(n, 256), nn.ReLU(), nn.Linear(256, n), nn.ReLU(),
                           nn.Linear(n, 64))  # fmt: skip
     data = [torch.randn(32, n) for _ in range(2)]
     with Peak() as peak:
-        se.prune(model, calibration=data, refit=refit, bias_correction=bias_correction,
-                 group="row", masks=False)  # fmt: skip
+        se.prune(
+            model, by_row(0.9, refit), calibration=se.Calibration(data, sequential=True),
+            masks=False,
+        )  # fmt: skip
     assert n * n * 4 < peak.most <= 2 * n * n * 4 + (1 << 20)

@@ -6,8 +6,15 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-from spectral_engine.calibration.calibrator import Calibration
-from tests.support.calibration_cases import Mlp, batches, layers_of, seeded, stages
+from tests.support.calibration_cases import (
+    Mlp,
+    batches,
+    by_row,
+    calibrator,
+    layers_of,
+    seeded,
+    stages,
+)
 
 
 def test_equal_inputs_make_one_stage():
@@ -25,7 +32,7 @@ def test_equal_inputs_make_one_stage():
             return self.late(x) + mixed
 
     model = Block()
-    calibration = Calibration(model, layers_of(model), [torch.randn(9, 8)])
+    calibration = calibrator(model, [torch.randn(9, 8)])
     names = [[layer.name[0] for layer in stage.layers] for stage in stages(calibration)]
     assert names == [["q", "k", "v"], ["o"], ["l"]]
 
@@ -34,7 +41,7 @@ def test_sequential_inputs_come_through_pruned_layers():
     """Catches moments of the dense model where those of the pruned one were asked for."""
     for sequential in (True, False):
         model, dense, data = Mlp(), Mlp(), batches()
-        se.prune(model, sparsity=0.5, calibration=data, sequential=sequential, group="row")
+        se.prune(model, by_row(0.5), calibration=se.Calibration(data, sequential=sequential))
         source = model if sequential else dense
         x = torch.relu(source.first(torch.cat(data))).detach()
         score = dense.second.weight * x.square().mean(0).sqrt()
@@ -48,9 +55,9 @@ def test_passes_gather_what_memory_allows():
     one_large, all_alike = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)), Mlp(8)
     for model, n, passes in ((one_large, 64, 1), (all_alike, 8, 3)):
         report = se.prune(model, calibration=torch.randn(9, n))
-        assert report.options["passes"] == passes
+        assert report.calibration.passes == passes
         for asked, expected in ((True, len(layers_of(model))), (False, 1), (None, passes)):
-            calibration = Calibration(model, layers_of(model), torch.randn(9, n), sequential=asked)
+            calibration = calibrator(model, torch.randn(9, n), sequential=asked)
             assert calibration.passes == expected
             most = 2 * 4 * n * n + 4 * n * 8  # moments, a copy, the pruned weight
             assert (calibration.bytes > most) == (expected < passes)
@@ -69,7 +76,7 @@ def test_a_pass_ends_with_its_block_and_sees_the_blocks_before_it_pruned():
     model, dense, data = build(), build(), batches()
     calls = []
     model[-2].register_forward_hook(lambda *_: calls.append(1))
-    calibration = Calibration(model, layers_of(model), data)
+    calibration = calibrator(model, data)
     assert [[stage.layers[0].name for stage in stages] for stages in calibration._passes] == [
         ["0.weight", "2.weight", "4.weight"], ["6.weight", "8.weight", "10.weight"]
     ]  # fmt: skip
@@ -89,9 +96,8 @@ def test_a_pass_ends_with_its_block_and_sees_the_blocks_before_it_pruned():
 def test_order_is_that_of_the_forward_pass():
     """Catches the order of registration, by which a layer would see its own successor pruned."""
     model = nn.ModuleDict({"b": nn.Linear(8, 8), "a": nn.Linear(8, 8)})
-    report = se.prune(
-        model, calibration=batches(), forward=lambda m, x: m["b"](torch.relu(m["a"](x)))
-    )
+    calibration = se.Calibration(batches(), forward=lambda m, x: m["b"](torch.relu(m["a"](x))))
+    report = se.prune(model, calibration=calibration)
     assert [layer.name for layer in report.layers] == ["a.weight", "b.weight"]
 
 

@@ -9,8 +9,13 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
 
 import spectral_engine as se
-from spectral_engine.calibration.calibrator import Calibration
-from tests.support.calibration_cases import hooks_of, layers_of, seeded, stages
+from tests.support.calibration_cases import (
+    by_row,
+    calibrator,
+    hooks_of,
+    seeded,
+    stages,
+)
 
 
 def next_state(module: nn.RNNBase, suffix: str, x, h, c):
@@ -94,7 +99,7 @@ def test_recurrent_inputs_are_those_of_a_loop(
             for name, rows in recurrent_inputs(module, sequence, h0[:, i], c0[:, i]).items():
                 expected.setdefault(name, []).extend(rows)
     dense = asymmetric and sequential
-    found = Calibration(module, layers_of(module), data, sequential=sequential, asymmetric=dense)
+    found = calibrator(module, data, sequential=sequential, asymmetric=dense)
     steps = {step.layer.local_name: step for step in found}
     for name, step in steps.items():
         if name.startswith(f"weight_hh_l{layers - 1}"):
@@ -131,7 +136,7 @@ def test_cells_count_the_states_they_are_given():
             {f"{name}_l0": value for name, value in loop.cell.state_dict().items()}
         )
         moments = [
-            {step.layer.view.parameter: step.moments for step in Calibration(m, layers_of(m), x)}
+            {step.layer.view.parameter: step.moments for step in calibrator(m, x)}
             for m in (loop, fused)
         ]
         for name, found in moments[0].items():
@@ -155,7 +160,7 @@ def test_states_are_the_modules_own():
     model, x = Net(), torch.randn(6, 2, 3)
     expected = torch.cat((torch.zeros(1, 2, 4), model.gru(x)[0][:-1].detach())).flatten(0, 1)
     model.gru.register_forward_hook(lambda m, a, output: (output[0] * 9, output[1]))
-    calibration = Calibration(model, layers_of(model), x, sequential=True)
+    calibration = calibrator(model, x, sequential=True)
     names = [{layer.name.split("[")[0] for layer in stage.layers} for stage in stages(calibration)]
     assert names == [{"gru.weight_ih_l0", "beside.weight"}, {"gru.weight_hh_l0"}, {"head.weight"}]
     [found] = {step.moments for step in calibration if "weight_hh" in step.layer.name}
@@ -170,10 +175,10 @@ def test_refit_of_recurrent_matrices_helps():
     gru = seeded(lambda: nn.GRU(16, 24))
     expected = gru(apart)[0].detach()
 
-    def error(**options) -> float:
+    def error(refit=None, calibration=None) -> float:
         model = seeded(lambda: nn.GRU(16, 24))
-        se.prune(model, sparsity=0.5, group="row", targets="weight_hh*", **options)
+        se.prune(model, by_row(0.5, refit), targets="weight_hh*", calibration=calibration)
         with torch.no_grad():
             return float((model(apart)[0] - expected).square().mean())
 
-    assert error(calibration=[data], refit="least-squares") < 0.5 * error()
+    assert error(se.LeastSquares(), [data]) < 0.5 * error()

@@ -6,24 +6,23 @@ from torch import nn
 
 import spectral_engine as se
 from spectral_engine.layers.bias import add_to_bias
-from spectral_engine.recipe.legacy import REFITS
-from tests.support.calibration_cases import Mlp, batches, layers_of, seeded
+from spectral_engine.recipe.refits import REFITS
+from tests.support.calibration_cases import Mlp, batches, by_row, layers_of, seeded
 
 
-@pytest.mark.parametrize("refit", [None, *REFITS])
+@pytest.mark.parametrize("refit", REFITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_every_refit_prunes_a_model(refit, dtype):
     """Catches a combination of refit and dtype that fails, or misses the sparsity."""
     model = Mlp().to(dtype)
     data = [batch.to(dtype) for batch in batches()]
-    report = se.prune(
-        model, sparsity=0.5, calibration=data, refit=refit, bias_correction=True, group="row"
-    )
+    kind = REFITS[refit]
+    chosen = kind() if kind is se.BiasCorrection else kind(bias_correction=True)
+    report = se.prune(model, by_row(0.5, chosen), calibration=data)
     assert all(layer.sparsity == 0.5 for layer in report.layers)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert {p.dtype for p in model.parameters()} == {dtype}
-    assert report.options["refit"] == refit
-    assert report.options["bias_correction"] is True
+    assert report.recipes[0].refit == chosen
 
 
 def test_refit_helps_the_whole_model():
@@ -35,19 +34,20 @@ def test_refit_helps_the_whole_model():
     dense = Mlp(48)
     expected = dense(apart).detach()
 
-    def error(**options) -> float:
+    def error(refit=None, asymmetric=False) -> float:
         model = Mlp(48)
-        se.prune(model, sparsity=0.6, calibration=data, group="row", sequential=True, **options)
+        calibration = se.Calibration(data, sequential=True, asymmetric=asymmetric)
+        se.prune(model, by_row(0.6, refit), calibration=calibration)
         with torch.no_grad():
             return float((model(apart) - expected).square().mean())
 
     plain = error()
-    fitted = error(refit="least-squares")
-    mended = error(refit="least-squares", bias_correction=True)
+    fitted = error(se.LeastSquares())
+    corrected = error(se.LeastSquares(bias_correction=True))
     assert fitted < 0.8 * plain
-    assert mended < 0.8 * plain
-    assert error(refit="least-squares", asymmetric=True, bias_correction=True) < mended
-    assert error(refit="admm") < fitted
+    assert corrected < 0.8 * plain
+    assert error(se.LeastSquares(bias_correction=True), asymmetric=True) < corrected
+    assert error(se.ALPS()) < fitted
 
 
 BIASED = [
@@ -62,7 +62,7 @@ def test_bias_correction_in_the_model(build, x):
     """Catches a shift that is added to the bias of another feature."""
     model = nn.Sequential(seeded(build))
     before = model(x)
-    se.prune(model, sparsity=0.5, calibration=x, bias_correction=True)
+    se.prune(model, se.Recipe(refit=se.BiasCorrection()), 0.5, calibration=x)
     axes = [0, *range(2, x.ndim)]
     assert torch.allclose(model(x).mean(axes), before.mean(axes), atol=1e-5)
 
