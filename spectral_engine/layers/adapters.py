@@ -43,5 +43,5 @@ def reason_against_adapter(adapter: str, names: Sequence[str], chooser: Chooser)
         return reason
     others = [name.replace(adapter, "") for name in names]
     if chooser.reason_against(others, (), opt_in) is None:
-        return f"{opt_in}; name {adapter!r} in targets to prune it"
+        return f"{opt_in}; name it in targets to prune it"
     return None
