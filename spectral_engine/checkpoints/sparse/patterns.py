@@ -1,0 +1,112 @@
+"""N of every M columns: the values of each group, and in which columns they are.
+
+Each of a group's N columns takes log2(M) bits, the first in the lowest, ascending; groups follow one
+another, and a row starts with a new byte. 2:4 takes a byte for two groups, as sparse matrix units
+have it. A group of fewer values is filled with zeros, in its first columns that are free. Tables of
+256 rows turn eight columns at a time.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+#: The patterns that take no more bits than a bitmask, fewest bytes first.
+PATTERNS = ((1, 8), (1, 4), (2, 8), (2, 4))
+#: Rows that are looked at first: a matrix without a pattern is told by these.
+_FIRST = 8
+
+
+def pattern_of(words: Any, count: int) -> tuple[int, int] | None:
+    """The first of PATTERNS that a matrix has in every row; None if it has none.
+
+    Args:
+        words: the bits of the entries, (m, n).
+        count: how many of them are not 0.
+    """
+    m, n = words.shape
+    for N, M in PATTERNS:
+        if n % 8 or count > m * n * N // M:
+            continue
+        blocks = [words[:_FIRST], *(words[i : i + 4096] for i in range(_FIRST, m, 4096))]
+        if all(_fits(block, N, M) for block in blocks):
+            return N, M
+    return None
+
+
+def check(pattern: tuple[int, int], n: int) -> None:
+    """ValueError for a pattern that is not one of PATTERNS, or that rows of n do not have."""
+    if pattern not in PATTERNS or n % 8:
+        raise ValueError(f"pattern: expected one of {PATTERNS} and 8 to divide {n}; got {pattern}")
+
+
+def row_bytes(n: int, pattern: tuple[int, int]) -> int:
+    """How many bytes the columns of a row take."""
+    return -(-(n // 8 * _code_bits(pattern)) // 8)
+
+
+def filled(bits: Any, pattern: tuple[int, int]) -> Any:
+    """The bitmask with ones added, so that each group has N of them."""
+    return _tables(pattern)[0][bits]
+
+
+def positions_of(bits: Any, pattern: tuple[int, int]) -> Any:
+    """uint8 (m, row_bytes): the columns of a bitmask that has N ones in each group."""
+    codes = _tables(pattern)[1][bits]
+    width = _code_bits(pattern)
+    if width == 8:
+        return codes
+    each = np.unpackbits(codes[..., None], axis=2, count=width, bitorder="little")
+    return np.packbits(each.reshape(bits.shape[0], -1), axis=1, bitorder="little")
+
+
+def bits_from(positions: Any, pattern: tuple[int, int], n: int) -> Any:
+    """The bitmask uint8 (m, n / 8) of columns.
+
+    Raises:
+        ValueError: columns of a group that do not ascend, or bits behind the last of a row.
+    """
+    width, codes = _code_bits(pattern), positions
+    if width < 8:
+        used = n // 8 * width
+        each = np.unpackbits(positions, axis=1, bitorder="little")
+        if each[:, used:].any():
+            raise ValueError("positions: expected zeros behind the last group of a row")
+        each = each[:, :used].reshape(positions.shape[0], -1, width)
+        codes = np.packbits(each, axis=2, bitorder="little")[..., 0]
+    _, _, bits, right = _tables(pattern)
+    if not right[codes].all():
+        raise ValueError("positions: expected the columns of each group to ascend")
+    return bits[codes]
+
+
+def _fits(block: Any, N: int, M: int) -> bool:
+    kept = (block != 0).reshape(block.shape[0], -1, M)
+    return bool((kept.sum(axis=2, dtype=np.uint8) <= N).all())
+
+
+def _code_bits(pattern: tuple[int, int]) -> int:
+    N, M = pattern
+    return 8 // M * N * (M.bit_length() - 1)
+
+
+@cache
+def _tables(pattern: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """By a byte of a bitmask: with ones added, its code. By a code: its byte, whether it is right."""
+    N, M = pattern
+    step = M.bit_length() - 1
+    fill, code = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
+    bits, right = np.zeros(256, np.uint8), np.zeros(256, bool)
+    for byte in range(256):
+        at = 0
+        for group in range(8 // M):
+            ones = [b for b in range(M) if byte >> (group * M + b) & 1]
+            free = [b for b in range(M) if b not in ones]
+            columns = sorted(ones + free[: max(0, N - len(ones))])[:N]
+            for column in columns:
+                fill[byte] |= 1 << (group * M + column)
+                code[byte] |= column << at
+                at += step
+    for byte in np.unique(fill):
+        bits[code[byte]], right[code[byte]] = byte, True
+    return fill, code, bits, right
