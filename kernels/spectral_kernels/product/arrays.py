@@ -52,8 +52,20 @@ def words_of(array: Any) -> Words:
         integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         array = array.detach().contiguous().view(integers[size]).numpy()
     array = np.ascontiguousarray(array)
+    if not array.flags.writeable:  # kernels only read it, and would be compiled again for it
+        array = np.asarray(_Unlocked(array))
     words: Words = array.reshape(-1).view(_WORDS[array.itemsize])
     return words
+
+
+class _Unlocked:
+    """An array's memory, said to be writable; it keeps the array alive."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self.array = array
 
 
 def empty_like(array: Any, shape: tuple[int, ...], dtype: str) -> Any:

@@ -1,43 +1,135 @@
-"""What an operator on the CPU does in a call: x to rows of floats, the kernel, y to x's dtype."""
+"""What an operator on the CPU does in a call: x to rows of floats, a kernel, y to x's dtype."""
 
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 
 from spectral_kernels.product import arrays
-from spectral_kernels.product.cpu import plain
+from spectral_kernels.product.cpu import kernels, plain, tables
 from spectral_kernels.product.cpu.threads import shared
+from spectral_kernels.product.cpu.vectors import SPARE
 from spectral_kernels.product.packed import Packed
 
+PLAIN, AVX2, AVX512 = "plain", "avx2", "avx512"
 _KINDS = {"float16": plain.FLOAT16, "bfloat16": plain.BFLOAT16}
+_VIEWS = {"float16": "int16", "bfloat16": "uint16", "float32": "float32", "float64": "float64"}
+_TABLES = {"float16": tables.float16, "bfloat16": tables.bfloat16, "float32": tables.float32}
+_AVX2 = ("avx2", "fma", "f16c", "popcnt")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl")
+#: Up to this share of entries stored, a loop over them is faster than AVX2 over float32's bits.
+_SPARSE = 0.15
+#: Right-hand sides that the loop over stored values serves; the bits serve more at once.
+_MOST_BY_COLUMN = 2
+#: Right-hand sides from which a tile is decoded and multiplied by the BLAS.
+_BLAS_SIDES = 17
+#: Entries of a decoded tile: 2 MiB of float32, to stay in a cache.
+_TILE_ENTRIES = 1 << 19
 
 
-def runner(packed: Packed) -> Callable[[Any], Any]:
-    """A function of x (..., n) that gives x S^T (..., m) in x's dtype."""
-    m, n = packed.shape
-    words = arrays.words_of(packed.values)
-    bits = arrays.words_of(packed.bitmask)
-    offsets = arrays.words_of(packed.row_offsets).view(np.int64)
-    kind = _KINDS.get(packed.dtype, plain.NATIVE)
-    accumulator = np.dtype("float64" if packed.dtype == "float64" else "float32")
+@lru_cache(maxsize=1)
+def _features() -> frozenset[str]:
+    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
 
-    def run(x: Any) -> Any:
-        X = _rows(x, n, accumulator)
-        Y = np.empty((X.shape[0], m), accumulator)
+
+def ways(dtype: str) -> list[str]:
+    """The ways that this processor has for values of a dtype, the fastest first."""
+    found, features = [PLAIN], _features()
+    if dtype != "float64" and features.issuperset(_AVX2):
+        found.insert(0, AVX2)
+    words16 = ("avx512vbmi2",) if dtype in _KINDS else ()
+    if features.issuperset((*_AVX512, *words16)):
+        found.insert(0, AVX512)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _table(dtype: str, way: str) -> Any:
+    return _TABLES[dtype]() if way == AVX2 else np.empty(0, np.uint16)
+
+
+class Runner:
+    """A function of x (..., n) that gives x S^T (..., m) in x's dtype.
+
+    Args:
+        packed: on the CPU.
+        columns: whether to hold the stored values' columns, two bytes each, and loop over them;
+            None: where that is faster.
+        way: one of `ways`; None: the fastest.
+    """
+
+    def __init__(self, packed: Packed, columns: bool | None = None, way: str | None = None) -> None:
+        (self._m, self._n), dtype = packed.shape, packed.dtype
+        self._way = ways(dtype)[0] if way is None else way
+        self._words = arrays.words_of(packed.values)
+        self._bits = arrays.words_of(packed.bitmask)
+        self._offsets = arrays.words_of(packed.row_offsets).view(np.int64)
+        self._kind = _KINDS.get(dtype, plain.NATIVE)
+        self._sum = np.dtype("float64" if dtype == "float64" else "float32")
+        # The odd 16 keep right-hand sides off each other's places in the cache.
+        self._stride = -(-self._n // 64) * 64 + 16
+        if columns is None:
+            sparse = self._words.size <= _SPARSE * self._m * self._n
+            columns = self._way != AVX512 and self._kind == plain.NATIVE and sparse
+        self._columns = self._find_columns() if columns and self._n <= 1 << 16 else None
+        if self._way != PLAIN:
+            ends = np.append(self._offsets[1:], self._words.size)
+            safe = int(np.searchsorted(ends, self._words.size - SPARE, side="right"))
+            rest = self._words[self._offsets[safe] :] if safe < self._m else self._words[:0]
+            last = np.concatenate([rest, np.zeros(SPARE, rest.dtype)])
+            view = _VIEWS[dtype]
+            self._rows = (
+                self._words.view(view), last.view(view), safe, self._bits, self._offsets,
+                self._n, _table(dtype, self._way),
+            )  # fmt: skip
+
+    def _find_columns(self) -> Any:
+        with shared(self._m * self._n) as tasks:
+            return kernels.columns_of(self._bits, self._offsets, self._n, self._words.size, tasks)
+
+    def __call__(self, x: Any) -> Any:
+        """x S^T."""
+        sides = int(np.prod(x.shape[:-1], dtype=np.int64))
+        words, m, n, stride = arrays.words_of(x), self._m, self._n, self._stride
+        room = np.empty(sides * stride + 16, self._sum)
+        start = (-room.ctypes.data % 64) // self._sum.itemsize
+        X, Y = room[start : start + sides * stride], np.empty(sides * m, self._sum)
+        kind = _KINDS.get(str(x.dtype).removeprefix("torch."), plain.NATIVE)
+        finite = kernels.load_sides(words, kind, n, X, stride)
         with shared(m * n) as tasks:
-            plain.product(words, kind, bits, offsets, n, X, Y, tasks)
+            if self._columns is not None and (sides <= _MOST_BY_COLUMN or self._way == PLAIN):
+                found = (self._words, self._kind, self._columns, self._offsets, X, stride, Y, sides)
+                if tasks == 1:
+                    kernels.column_rows(*found, 0, m)
+                else:
+                    kernels.column_product(*found, tasks)
+            elif not finite or self._way == PLAIN:
+                # Vectors multiply by the zeros too, which finite numbers do not show.
+                rows = np.ascontiguousarray(X.reshape(sides, stride)[:, :n])
+                plain.product(
+                    self._words, self._kind, self._bits, self._offsets, n, rows,
+                    Y.reshape(sides, m), tasks,
+                )  # fmt: skip
+            elif sides >= _BLAS_SIDES:
+                self._by_tiles(X, Y, sides, tasks)
+            elif tasks == 1:
+                kernels.rows_product(*self._rows, X, stride, Y, sides, 0, m)
+            else:
+                kernels.product(*self._rows, X, stride, Y, sides, tasks)
         return _as(x, Y.reshape(*x.shape[:-1], m))
 
-    return run
-
-
-def _rows(x: Any, n: int, accumulator: Any) -> Any:
-    if arrays.is_torch(x):
-        import torch  # noqa: PLC0415 (NumPy users need no torch)
-
-        x = x.detach().to(getattr(torch, accumulator.name)).numpy()
-    return np.ascontiguousarray(x, accumulator).reshape(-1, n)
+    def _by_tiles(self, X: Any, Y: Any, sides: int, tasks: int) -> None:
+        """Rows decoded, as many as stay in a cache, and multiplied by the BLAS."""
+        m, n, stride = self._m, self._n, self._stride
+        step = max(1, min(m, _TILE_ENTRIES // stride))
+        tile = np.empty(step * stride, self._sum)
+        x, y = X.reshape(sides, stride)[:, :n], Y.reshape(sides, m)
+        for low in range(0, m, step):
+            high = min(low + step, m)
+            kernels.decode(*self._rows, tile, stride, low, high, tasks)
+            dense = tile.reshape(step, stride)[: high - low, :n]
+            y[:, low:high] = x @ dense.T
 
 
 def _as(x: Any, Y: Any) -> Any:

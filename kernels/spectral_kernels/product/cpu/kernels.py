@@ -1,0 +1,158 @@
+"""The product on the CPU: rows dealt out to threads, each by one of the ways, all with equal bits.
+
+Right-hand sides X lie one after another, `stride` apart, each 0 from column n to the next multiple
+of 64. `words` are as in `vectors.row_products`; rows from `safe` on, whose vectors would be read
+beyond the end of the values, are read from `last`, a copy of their values with room after it.
+"""
+
+# mypy: ignore-errors
+# Compiled code has no types to check: Numba gives its own.
+
+import numpy as np
+from numba import njit, prange
+
+from spectral_kernels.product.cpu.plain import LANES, wide
+from spectral_kernels.product.cpu.scalars import fused
+from spectral_kernels.product.cpu.vectors import row_products, row_values
+
+#: Rows that are multiplied by eight right-hand sides before the next eight; they stay in a cache.
+_ROWS = 16
+
+
+@njit(cache=True, error_model="numpy")
+def load_sides(words, kind, n, X, stride):
+    """Rows of n words as rows of X with zeros behind them; whether all of them are finite."""
+    sides, zero = words.size // n, X.dtype.type(0)
+    wrong = zero
+    for r in range(sides):
+        row, out = words[r * n : (r + 1) * n], X[r * stride : (r + 1) * stride]
+        for j in range(n):
+            value = X.dtype.type(wide(row[j], kind))
+            out[j] = value
+            wrong += value * zero
+        out[n:] = zero
+    return wrong == zero
+
+
+@njit(cache=True, error_model="numpy")
+def some_rows(words, shift, bits, offsets, n, table, X, stride, Y, sides, low, high):
+    """Y (sides, m), flat, in rows low to high; a row's values start at its offset less shift."""
+    m, width = offsets.size, (n + 7) // 8
+    for start in range(low, high, _ROWS):
+        stop, r = min(start + _ROWS, high), 0
+        while r < sides:
+            x = X[r * stride :]
+            if sides - r >= 8:
+                for i in range(start, stop):
+                    row_products(
+                        words, offsets[i] - shift, bits, i * width, width, table, x, stride,
+                        Y, r * m + i, m, 8,
+                    )  # fmt: skip
+                r += 8
+            elif sides - r >= 4:
+                for i in range(start, stop):
+                    row_products(
+                        words, offsets[i] - shift, bits, i * width, width, table, x, stride,
+                        Y, r * m + i, m, 4,
+                    )  # fmt: skip
+                r += 4
+            elif sides - r >= 2:
+                for i in range(start, stop):
+                    row_products(
+                        words, offsets[i] - shift, bits, i * width, width, table, x, stride,
+                        Y, r * m + i, m, 2,
+                    )  # fmt: skip
+                r += 2
+            else:
+                for i in range(start, stop):
+                    row_products(
+                        words, offsets[i] - shift, bits, i * width, width, table, x, stride,
+                        Y, r * m + i, m, 1,
+                    )  # fmt: skip
+                r += 1
+
+
+@njit(cache=True, error_model="numpy")
+def rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, low, high):
+    """Y in rows low to high."""
+    middle = min(max(low, safe), high)
+    some_rows(words, 0, bits, offsets, n, table, X, stride, Y, sides, low, middle)
+    if middle < high:
+        shift = offsets[safe]
+        some_rows(last, shift, bits, offsets, n, table, X, stride, Y, sides, middle, high)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, tasks):
+    """Y (sides, m), flat: the rows cut into so many tasks."""
+    m = offsets.size
+    for task in prange(tasks):
+        low, high = task * m // tasks, (task + 1) * m // tasks
+        rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, low, high)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def decode(words, last, safe, bits, offsets, n, table, out, stride, low, high, tasks):
+    """out: rows low to high, dense, stride apart; each 0 from column n to a multiple of 64."""
+    width, count = (n + 7) // 8, high - low
+    for task in prange(tasks):
+        for i in range(low + task * count // tasks, low + (task + 1) * count // tasks):
+            to = (i - low) * stride
+            if i < safe:
+                row_values(words, offsets[i], bits, i * width, width, table, out, to)
+            else:
+                at = offsets[i] - offsets[safe]
+                row_values(last, at, bits, i * width, width, table, out, to)
+
+
+@njit(cache=True, error_model="numpy")
+def column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high):
+    """Y in rows low to high, one stored value after another; words uint16, uint32 or uint64."""
+    m = offsets.size
+    lanes = np.empty(LANES, X.dtype)
+    mask = np.uint64(LANES - 1)
+    for i in range(low, high):
+        start, stop = offsets[i], offsets[i + 1] if i + 1 < m else words.size
+        row, where = words[start:stop], columns[start:stop]
+        for r in range(sides):
+            x = X[r * stride : (r + 1) * stride]
+            lanes[:] = 0
+            for k in range(row.size):
+                column = np.uint64(where[k])
+                lane = column & mask
+                lanes[lane] = fused(wide(row[k], kind), x[column], lanes[lane])
+            half = LANES // 2
+            while half:
+                for lane in range(half):
+                    lanes[lane] += lanes[lane + half]
+                half //= 2
+            Y[r * m + i] = lanes[0] + X.dtype.type(0)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def column_product(words, kind, columns, offsets, X, stride, Y, sides, tasks):
+    """Y (sides, m), flat, by `column_rows`."""
+    m = offsets.size
+    for task in prange(tasks):
+        low, high = task * m // tasks, (task + 1) * m // tasks
+        column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def columns_of(bits, offsets, n, nnz, tasks):
+    """The column of each stored value, uint16."""
+    m, width = offsets.size, (n + 7) // 8
+    columns = np.empty(nnz, np.uint16)
+    for task in prange(tasks):
+        for i in range(task * m // tasks, (task + 1) * m // tasks):
+            at = offsets[i]
+            for k in range(width):
+                byte = bits[i * width + k]
+                column = 8 * k
+                while byte:
+                    if byte & np.uint8(1):
+                        columns[at] = column
+                        at += 1
+                    byte >>= np.uint8(1)
+                    column += 1
+    return columns
