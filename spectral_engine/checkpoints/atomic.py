@@ -1,21 +1,34 @@
 """Whole or not at all: a file or a folder that appears under its name only once it is complete.
 
 The new content is written beside the target under a hidden temporary name, flushed to the disk and
-renamed. Whatever ends the writing early, a full disk and Ctrl-C included, removes the temporary and
-leaves an old target untouched. A folder cannot be renamed over another one: the old folder is
-renamed aside, the new one in, and only then is the old one removed.
+renamed. Whatever ends the writing early, a full disk, Ctrl-C and SIGTERM included, removes the
+temporary and leaves an old target untouched.
+
+    target    nothing there         a file              a folder
+    rename    only if still free    over the old one    exchanged with the old one, which then goes
+
+"Only if still free" and "exchanged" are one step where the system offers it (renameat2 on Linux).
+Elsewhere a file is linked into its free place, and a folder is renamed aside, the new one in: what
+is killed between the two leaves no target, and the next run on it renames the old one back.
+
+A killed run cannot clean up; the next run on the same target does. A temporary's name tells whose
+it is (a hash of the target's name), and a lock that ends with its process tells whether its run is
+still alive.
 """
 
+import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .base import naming, open_regular
+from .formats.base import naming, open_regular
+from .leftovers import PARTIAL, REPLACED, held, recover, remove, temporary
+from .renaming import exchange, rename_to_free
+from .termination import cleaning_up
 
 PERMISSION_BITS = 0o777
 OWNER_ALL = 0o700
@@ -34,42 +47,67 @@ def new_file(path: Path, permissions: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing_file(target: Path, *, force: bool, like: Path | None = None) -> Iterator[BinaryIO]:
-    """A file open to read and write that becomes `target` if the block ends well.
+    """Open a file to read and write that becomes `target` if the block ends well.
 
     It has the permissions of the target that it replaces, else those of `like`, or those of any
     new file, under the umask.
+
+    Args:
+        target: the path that the file gets.
+        force: replace a file that is there; without it, one that appears meanwhile wins.
+        like: gives the permissions of a new file.
+
+    Raises:
+        FileExistsError: for a target that exists, unless `force`.
+        FileNotFoundError: for a target in a folder that does not exist.
     """
+    recover(target)
     check_replaceable(target, force=force)
-    temporary = _temporary(target)
-    try:
-        allowed = ANY_FILE if like is None else permissions(like)
-        with naming(target), new_file(temporary, allowed) as file:
-            yield file
-        if target.exists():
-            os.chmod(temporary, permissions(target))
-        check_replaceable(target, force=force)
-        os.replace(temporary, target)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+    path = temporary(target, PARTIAL)
+    with cleaning_up(), ExitStack() as lock:
+        try:
+            allowed = ANY_FILE if like is None else permissions(like)
+            with naming(target), new_file(path, allowed) as file:
+                lock.enter_context(held(path))
+                yield file
+            if target.exists():
+                os.chmod(path, permissions(target))
+            if force:
+                os.replace(path, target)
+            else:
+                _to_free(path, target)
+        finally:
+            remove(path)
     _sync_folder(target.parent)
 
 
 @contextmanager
 def replacing_folder(target: Path, *, like: Path, force: bool) -> Iterator[Path]:
-    """An empty folder that becomes `target` if the block ends well; permissions as for a file."""
+    """Make an empty folder that becomes `target` if the block ends well.
+
+    Args:
+        target: the path that the folder gets.
+        like: the folder whose permissions a new target gets.
+        force: replace a folder that is there.
+
+    Raises: as `replacing_file`.
+    """
+    recover(target)
     check_replaceable(target, force=force)
-    temporary = _temporary(target)
-    try:
-        new_folder(temporary, target if target.exists() else like)
-        with naming(target):
-            yield temporary
-        _sync_folder(temporary)
-        check_replaceable(target, force=force)
-        _rename_over(temporary, target)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+    path = temporary(target, PARTIAL)
+    with cleaning_up(), ExitStack() as lock:
+        try:
+            new_folder(path, target if target.exists() else like)
+            lock.enter_context(held(path))
+            with naming(target):
+                yield path
+            _sync_folder(path)
+            if force and os.path.lexists(target):
+                _replace_folder(path, target)
+            else:
+                _to_free(path, target)
+        finally:
+            remove(path)
 
 
 def new_folder(path: Path, like: Path) -> None:
@@ -86,36 +124,48 @@ def copy_file(source: Path, target: Path) -> None:
 def check_replaceable(target: Path, *, force: bool) -> None:
     """FileExistsError for a target that exists, unless `force`."""
     if not force and os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already; force=True (--force) would replace it")
+        raise _exists(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: expected its folder {target.parent} to exist")
 
 
-def _rename_over(temporary: Path, target: Path) -> None:
-    if not os.path.lexists(target):
-        os.rename(temporary, target)
+def permissions(path: Path) -> int:
+    """The permission bits of a file or a folder."""
+    return stat.S_IMODE(os.stat(path).st_mode) & PERMISSION_BITS
+
+
+def _to_free(path: Path, target: Path) -> None:
+    """Rename to a name that nobody has taken meanwhile."""
+    try:
+        rename_to_free(path, target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise _exists(target) from None
+        raise
+    _sync_folder(target.parent)
+
+
+def _replace_folder(path: Path, target: Path) -> None:
+    """Put a folder in the place of another one, which is left under the temporary name."""
+    if exchange(path, target):
         _sync_folder(target.parent)
         return
-    aside = _temporary(target)
-    try:
-        os.rename(target, aside)
-        os.rename(temporary, target)
-    finally:
-        if os.path.lexists(aside) and not os.path.lexists(target):
-            os.rename(aside, target)
-    _sync_folder(target.parent)
-    if aside.is_symlink():
-        os.unlink(aside)
-    else:
-        shutil.rmtree(aside)
+    aside = temporary(target, REPLACED)
+    with ExitStack() as stack:
+        if not target.is_symlink():
+            stack.enter_context(held(target))
+        try:
+            os.rename(target, aside)
+            os.rename(path, target)
+        finally:
+            if os.path.lexists(aside) and not os.path.lexists(target):
+                os.rename(aside, target)
+        _sync_folder(target.parent)
+        remove(aside)
 
 
-def _temporary(target: Path) -> Path:
-    return target.parent / f".{secrets.token_hex(8)}.partial"
-
-
-def permissions(path: Path) -> int:
-    return stat.S_IMODE(os.stat(path).st_mode) & PERMISSION_BITS
+def _exists(target: Path) -> FileExistsError:
+    return FileExistsError(f"{target} exists already; force=True (--force) would replace it")
 
 
 def _sync_folder(path: Path) -> None:

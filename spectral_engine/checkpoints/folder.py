@@ -7,16 +7,18 @@ resolved. One exception: the hub's cache, where snapshots/<revision>/ links into
 up.
 """
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from .atomic import copy_file, new_file, new_folder, permissions
-from .base import (
+from .formats.base import (
     MAX_JSON_BYTES,
     Checkpoint,
     CheckpointError,
@@ -24,21 +26,37 @@ from .base import (
     Edit,
     brief,
     open_regular,
+    open_weights,
     parse_json_object,
 )
-from .safetensors_format import SafetensorsFile
-from .torch_format import TorchFile
+from .formats.torch_format import TorchFile
+from .leftovers import is_leftover
+from .sparse.company import CONFIG, dense_config, index_text
+from .sparse.reader import CompressedFile, by_tensor, open_safetensors
 
 INDEX_SUFFIX = ".index.json"
 #: The weight files that a folder may have, first choice first.
-WEIGHT_FILES: dict[str, type[SafetensorsFile] | type[TorchFile]] = {
-    "model.safetensors": SafetensorsFile,
-    "model.safetensors" + INDEX_SUFFIX: SafetensorsFile,
+WEIGHT_FILES: dict[str, Callable[[Path], CheckpointFile]] = {
+    "model.safetensors": open_safetensors,
+    "model.safetensors" + INDEX_SUFFIX: open_safetensors,
     "pytorch_model.bin": TorchFile,
     "pytorch_model.bin" + INDEX_SUFFIX: TorchFile,
 }
 #: Files that hold weights too, by their endings, wherever they lie in the folder.
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".npz",
+    ".npy",
+    ".onnx",
+    ".pkl",
+)
 
 
 class Folder(Checkpoint):
@@ -53,14 +71,17 @@ class Folder(Checkpoint):
         index: dict[str, object] = {}
         if main.endswith(INDEX_SUFFIX):
             index, shard_of = _read_index(self._inside(main))
+        self._main, self._index = main, index
         with ExitStack() as stack:
             self._shards: dict[str, CheckpointFile] = {
                 shard: stack.enter_context(WEIGHT_FILES[main](self._inside(shard)))
                 for shard in sorted(set(shard_of.values()) if shard_of is not None else [main])
             }
+            shard_of = shard_of and by_tensor(shard_of, self._shards)
             self._home = self._homes(shard_of)
             self._open = stack.pop_all()
         self._metadata = self._read_metadata(index, main)
+        self._shard_of = shard_of or {}
 
     @property
     def names(self) -> list[str]:
@@ -85,27 +106,97 @@ class Folder(Checkpoint):
         first = shard.tied_to(name)
         return first if first is not None and self._home.get(first) is shard else None
 
-    def other_weights(self) -> list[str]:
+    def reason_to_keep(self, name: str) -> str | None:
+        return self._home[name].reason_to_keep(name)
+
+    def other_weights(self) -> dict[str, str]:
         files = (str(file) for file in self._walk(directories=False))
-        return sorted(
-            file for file in files if file.endswith(WEIGHT_SUFFIXES) and file not in self._shards
-        )
+        result = {
+            file: "a file of other weights, copied as it is"
+            for file in sorted(files)
+            if file.lower().endswith(WEIGHT_SUFFIXES) and file not in self._shards
+        }
+        for file, shard in self._shards.items():
+            for name, reason in shard.other_weights().items():
+                result[f"{file}: {name}"] = reason
+            for name in shard.names:
+                if self._home.get(name) is not shard:
+                    where = self._shard_of.get(name)
+                    said = f"finds it in {where}" if where else "leaves it out"
+                    result[f"{file}: {name}"] = f"the index {said}; copied as it is"
+        return result
 
     def close(self) -> None:
         self._open.close()
 
     def write(self, target: Path, edit: Edit) -> None:
-        """Write the weight files into an empty folder, and copy every other file as it is."""
+        """Write the weight files into an empty folder, and copy every other file as it is.
+
+        Of a folder that is compressed, the index and config.json become those of dense weights.
+        """
+        compressed = any(isinstance(shard, CompressedFile) for shard in self._shards.values())
+        self.write_with(
+            target,
+            lambda shard, output: shard.write(output, partial(self._edit_own, shard, edit)),
+            self._dense_company if compressed else lambda file, text: None,
+        )
+
+    def write_with(
+        self,
+        target: Path,
+        write_shard: Callable[[CheckpointFile, BinaryIO], None],
+        company: Callable[[str, bytes], bytes | None],
+    ) -> None:
+        """Write into an empty folder, the weight files each as `write_shard` does.
+
+        Once they are written, `company` is asked for the index and config.json what they become,
+        None where they stay as they are. Every other file is copied.
+        """
         for folder in self._walk(directories=True):
             new_folder(target / folder, self.path / folder)
         for file in self._walk(directories=False):
             source = self._inside(str(file))
             shard = self._shards.get(str(file))
-            if shard is None:
+            if shard is not None:
+                with new_file(target / file, permissions(source)) as output:
+                    write_shard(shard, output)
+            elif str(file) not in (self._main, CONFIG):
                 copy_file(source, target / file)
+        for name in {self._main, CONFIG} - self._shards.keys():
+            source = self._inside(name)
+            if not source.exists():
                 continue
-            with new_file(target / file, permissions(source)) as output:
-                shard.write(output, partial(self._edit_own, shard, edit))
+            with open_regular(source) as reader:
+                text = company(name, reader.read(MAX_JSON_BYTES))
+            if text is None:
+                copy_file(source, target / name)
+                continue
+            with new_file(target / name, permissions(source)) as output:
+                output.write(text)
+
+    def stored_in(self, shard: CheckpointFile) -> list[str]:
+        """The tensors of a shard that are this folder's, as the index says."""
+        return [name for name in shard.names if self._home.get(name) is shard]
+
+    def new_index(self, stored: Mapping[str, Iterable[str]], size: int) -> bytes:
+        """The index where shards hold tensors under other names."""
+        return index_text(self._index, stored, size)
+
+    @property
+    def files(self) -> list[CheckpointFile]:
+        """The shards, in the order of their names."""
+        return list(self._shards.values())
+
+    def file_of(self, shard: CheckpointFile) -> str:
+        """The name of a shard's file."""
+        return next(file for file, one in self._shards.items() if one is shard)
+
+    def _dense_company(self, file: str, text: bytes) -> bytes | None:
+        if file == CONFIG:
+            return dense_config(text)
+        stored = {one: self.stored_in(shard) for one, shard in self._shards.items()}
+        size = sum(_size(shard, name) for shard in self._shards.values() for name in shard.names)
+        return self.new_index(stored, size)
 
     def _edit_own(self, shard: CheckpointFile, edit: Edit, name: str) -> torch.Tensor | None:
         """Edit a tensor unless the index leaves it out or finds it in another shard."""
@@ -135,13 +226,17 @@ class Folder(Checkpoint):
     def _inside(self, file: str) -> Path:
         """The path of a file of this folder, refused if it leads outside."""
         path = self.path / file
-        root = self.path.resolve()
+        root = Path(os.path.realpath(self.path))
         allowed = [root]
         if root.parent.name == "snapshots":
             allowed.append(root.parent.parent / "blobs")
-        resolved = path.resolve()
+        resolved = Path(os.path.realpath(path))
         if not any(resolved.is_relative_to(folder) for folder in allowed):
             raise CheckpointError(self.path, "files inside this folder", brief(file))
+        if path.is_symlink() and not os.path.exists(path):
+            raise CheckpointError(
+                self.path, "links that lead to a file", f"{brief(file)}, which leads nowhere"
+            )
         return path
 
     def _walk(self, *, directories: bool) -> Iterator[Path]:
@@ -153,7 +248,14 @@ class Folder(Checkpoint):
                     raise CheckpointError(
                         self.path, "no symbolic link to a folder", brief(str(here / folder))
                     )
-            yield from (here / name for name in (folders if directories else files))
+            folders[:] = [folder for folder in folders if not is_leftover(folder)]
+            names = folders if directories else files
+            yield from (here / name for name in names if not is_leftover(name))
+
+
+def _size(shard: CheckpointFile, name: str) -> int:
+    dtype = shard.dtype(name)
+    return math.prod(shard.shape(name)) * dtype.itemsize if isinstance(dtype, torch.dtype) else 0
 
 
 def weight_file(folder: Path) -> str | None:
@@ -162,7 +264,7 @@ def weight_file(folder: Path) -> str | None:
 
 
 def _read_index(path: Path) -> tuple[dict[str, object], dict[str, str]]:
-    with open_regular(path) as file:
+    with open_weights(path) as file:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
         raise CheckpointError(path, f"at most {MAX_JSON_BYTES} bytes", "more")
@@ -179,8 +281,9 @@ def _read_index(path: Path) -> tuple[dict[str, object], dict[str, str]]:
 
 
 def _is_plain(file_name: str) -> bool:
-    """A file name without a folder, on any system."""
-    return file_name not in ("", ".", "..") and not set(file_name) & set("/\\:\0")
+    """A file name without a folder, on any system, that can be written in UTF-8."""
+    plain = file_name not in ("", ".", "..") and not set(file_name) & set("/\\:\0")
+    return plain and not any("\ud800" <= letter <= "\udfff" for letter in file_name)
 
 
 def _fail(error: OSError) -> None:

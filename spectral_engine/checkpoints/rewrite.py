@@ -2,23 +2,26 @@
 
 import os
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from .atomic import replacing_file, replacing_folder
-from .base import Checkpoint, CheckpointFile, Edit, brief
 from .folder import Folder, weight_file
-from .npz_format import NpzFile
-from .safetensors_format import SafetensorsFile, write_safetensors
-from .torch_format import SUFFIXES as TORCH_SUFFIXES
-from .torch_format import TorchFile
+from .formats.base import Checkpoint, CheckpointFile, Edit, brief
+from .formats.npz_format import NpzFile
+from .formats.safetensors_format import write_safetensors
+from .formats.torch_format import SUFFIXES as TORCH_SUFFIXES
+from .formats.torch_format import TorchFile
+from .leftovers import recover
+from .sparse.reader import open_safetensors
 
 Transform = Callable[[str, torch.Tensor], torch.Tensor | None]
 
 _SAFETENSORS = ".safetensors"
 _FORMATS: dict[str, Callable[[Path], CheckpointFile]] = {
-    _SAFETENSORS: SafetensorsFile,
+    _SAFETENSORS: open_safetensors,
     ".npz": NpzFile,
     **dict.fromkeys(TORCH_SUFFIXES, TorchFile),
 }
@@ -33,12 +36,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises CheckpointError (a ValueError) for a file that is truncated, corrupt or hostile,
     ValueError for another suffix, OSError where the system cannot read.
     """
-    path = Path(path)
+    path = _existing(path, "path")
     return Folder(path) if path.is_dir() else _open_file(path)
 
 
 def rewrite(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Checkpoint,
     target: str | os.PathLike[str],
     transform: Transform,
     *,
@@ -46,6 +49,8 @@ def rewrite(
     force: bool = False,
 ) -> None:
     """Write `source` to `target` with each tensor as `transform(name, tensor)` returns it.
+
+    `source` is a path, or a checkpoint that `open_checkpoint` opened and that stays open.
 
     `transform` gets a private copy and returns a tensor of the same shape and dtype, or None to
     keep the stored bytes. It is asked in the order of the target, and not for a dtype that torch
@@ -64,25 +69,47 @@ def rewrite(
     Raises what `open_checkpoint` raises; ValueError or TypeError, with the tensor's name, for a
     result of another shape, dtype or kind; ValueError for names in `select` that are not there.
     """
-    source, target = Path(source), Path(os.path.abspath(target))
-    if source.is_dir():
-        _check_folders(source, target)
-        with (
-            replacing_folder(target, like=source, force=force) as staging,
-            Folder(source) as folder,
-        ):
-            folder.write(staging, _edit(folder, transform, select))
-        return
-    convert = _is_conversion(source, target)
     with (
-        replacing_file(target, like=source, force=force) as output,
-        _open_file(source) as checkpoint,
+        nullcontext(source) if isinstance(source, Checkpoint) else open_checkpoint(source) as opened
     ):
-        edit = _edit(checkpoint, transform, select)
-        if convert:
-            write_safetensors(checkpoint, output, edit)
+        path, target = opened.path, Path(os.path.abspath(target))
+        edit = _edit(opened, transform, select)
+        if isinstance(opened, Folder):
+            check_folders(path, target)
+            with replacing_folder(target, like=path, force=force) as staging:
+                opened.write(staging, edit)
+        elif isinstance(opened, CheckpointFile):
+            convert = _is_conversion(path, target)
+            with replacing_file(target, like=path, force=force) as output:
+                if convert:
+                    write_safetensors(opened, output, edit)
+                else:
+                    opened.write(output, edit)
         else:
-            checkpoint.write(output, edit)
+            raise TypeError(f"source: expected a file or a folder; got {type(opened).__name__}")
+
+
+def _path(value: str | os.PathLike[str], argument: str) -> Path:
+    """A path that the system can name."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise TypeError(f"{argument}: expected a path, got {type(value).__name__}") from None
+    try:
+        valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{argument}: expected a path that the system can name, got {path!r:.200}")
+    return path
+
+
+def _existing(value: str | os.PathLike[str], argument: str) -> Path:
+    """A path to read, put back if a killed run has left it aside (see `leftovers`)."""
+    path = _path(value, argument)
+    if not os.path.lexists(path):
+        recover(Path(os.path.abspath(path)))
+    return path
 
 
 def _open_file(path: Path) -> CheckpointFile:
@@ -104,6 +131,13 @@ def _edit(checkpoint: Checkpoint, transform: Transform, select: Collection[str] 
             f"select: expected names in {checkpoint.path}, found {brief(sorted(unknown))}"
         )
     selected |= {checkpoint.tied_to(name) or name for name in selected}
+    kept = {name: reason for name in selected if (reason := checkpoint.reason_to_keep(name))}
+    if select is not None and kept:
+        name, reason = next(iter(kept.items()))
+        raise ValueError(
+            f"select: expected tensors that can be edited, found {brief(name)}: {reason}"
+        )
+    selected -= kept.keys()
 
     def edit(name: str) -> torch.Tensor | None:
         if name not in selected or not isinstance(checkpoint.dtype(name), torch.dtype):
@@ -140,12 +174,12 @@ def _is_conversion(source: Path, target: Path) -> bool:
     return not same
 
 
-def _check_folders(source: Path, target: Path) -> None:
+def check_folders(source: Path, target: Path) -> None:
     """Refuse to replace what is no checkpoint, and to write a folder into itself."""
     if os.path.lexists(target) and not target.is_dir():
         raise NotADirectoryError(f"{target}: expected a folder to replace, found a file")
     if target.is_dir() and weight_file(target) is None and any(target.iterdir()):
         raise FileExistsError(f"{target}: expected a checkpoint folder to replace, found another")
-    here, there = source.resolve(), target.resolve()
+    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(target))
     if here != there and (here.is_relative_to(there) or there.is_relative_to(here)):
         raise ValueError(f"{target}: expected a folder neither inside nor around {source}")

@@ -97,14 +97,13 @@ def test_tied_tensors_stay_equal(suffix, select, tmp_path):
         return 2 * tensor
 
     rewrite(source, target, transform, select=select)
-    assert sorted(asked) == (["embed", "long", "other", "short"] if select is None else ["embed"])
+    assert asked == ["embed"]  # What shares a part of its memory cannot be edited.
     result = load(target) if suffix == ".pt" else load_file(target)
-    factor = 2 if select is None else 1
     assert torch.equal(result["embed"], 2 * shared)
     assert torch.equal(result["head"], 2 * shared)
-    assert torch.equal(result["long"], factor * big)
-    assert torch.equal(result["short"], factor * big[:4])
-    assert torch.equal(result["other"], factor * big[4:])
+    assert torch.equal(result["long"], big)
+    assert torch.equal(result["short"], big[:4])
+    assert torch.equal(result["other"], big[4:])
     if suffix == ".pt":
         assert result["embed"].data_ptr() == result["head"].data_ptr()
 
@@ -218,7 +217,7 @@ BAD = {
     "cut zip": (saved({"a": torch.ones(999)})[:2000], "expected a state dict saved by torch.save"),
     "cut legacy": (
         saved({"a": torch.ones(999)}, _use_new_zipfile_serialization=False)[:2000],
-        "expected a state dict saved by torch.save",
+        r"expected storage '\d+' to end by byte 2000, found 4\d+",
     ),
     "TorchScript": (scripted(), "expected a state dict saved by torch.save"),
     "whole module": (saved(torch.nn.Linear(2, 2)), "would run torch.nn.modules.linear.Linear"),

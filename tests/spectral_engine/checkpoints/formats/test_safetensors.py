@@ -206,7 +206,14 @@ HOSTILE = {
     ),
     "metadata no object": (({"__metadata__": 3},), "__metadata__ to be a JSON object, found 3"),
     "metadata no string": (({"__metadata__": {"k": 3}},), "metadata 'k' to be a string, found 3"),
-    "refused by the library": ((b'{"\\ud800":' + ONE.encode() + b"}", bytes(4)), "surrogate|hex"),
+    "half a surrogate pair": (
+        (b'{"\\ud800":' + ONE.encode() + b"}", bytes(4)),
+        "tensor names in valid Unicode",
+    ),
+    "git-lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548118077\n",
+        "a git-lfs pointer to them; `git lfs pull` fetches",
+    ),
 }
 
 

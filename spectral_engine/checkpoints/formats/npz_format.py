@@ -1,7 +1,11 @@
-"""NumPy's .npz: a zip archive of arrays, read one at a time and never unpickled."""
+"""NumPy's .npz: a zip archive of arrays, read one at a time and never unpickled.
+
+The archive's members are checked before any is opened (see `zip_archive`), and each array must
+take exactly the bytes that its member states. A deflated member may still unpack to up to 1032
+times its size: an array of zeros does, and takes its memory when it is read, not before.
+"""
 
 import errno
-import lzma
 import math
 import struct
 import tokenize
@@ -23,9 +27,11 @@ from .base import (
     Edit,
     brief,
     check_element_count,
+    check_name,
     naming,
-    open_regular,
+    open_weights,
 )
+from .zip_archive import checked_members
 
 SUFFIX = ".npy"
 CHUNK = 1 << 22
@@ -35,10 +41,10 @@ _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 _MALFORMED = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     struct.error,
     tokenize.TokenError,
     EOFError,
+    MemoryError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -61,13 +67,11 @@ class NpzFile(CheckpointFile):
     def __init__(self, path: Path) -> None:
         self.path = path
         with ExitStack() as on_failure:
-            file = on_failure.enter_context(open_regular(path))
+            file = on_failure.enter_context(open_weights(path))
             with _well_formed(path):
                 self._archive = on_failure.enter_context(zipfile.ZipFile(file))
-                infos = self._archive.infolist()
+                infos = checked_members(self._archive, path)
                 self._members = {_name(i, path): _member(self._archive, i, path) for i in infos}
-            if len(self._members) < len(infos):
-                raise CheckpointError(path, "each name once", f"{len(infos)} members")
             self._open = on_failure.pop_all()
 
     @property
@@ -131,8 +135,7 @@ def _well_formed(path: Path) -> Iterator[None]:
     except _MALFORMED as error:
         raise CheckpointError(path, "a sound .npz archive", brief(str(error))) from error
     except OSError as error:
-        # A damaged offset is a seek before the file; bz2 reports damage without a number.
-        if error.errno not in (errno.EINVAL, None):
+        if error.errno != errno.EINVAL:  # A damaged offset is a seek before the file.
             raise
         raise CheckpointError(path, "a sound .npz archive", brief(str(error))) from error
 
@@ -140,6 +143,7 @@ def _well_formed(path: Path) -> Iterator[None]:
 def _name(info: zipfile.ZipInfo, path: Path) -> str:
     if not info.filename.endswith(SUFFIX):
         raise CheckpointError(path, f"members named *{SUFFIX}", brief(info.filename))
+    check_name(info.filename, path)
     return info.filename.removesuffix(SUFFIX)
 
 

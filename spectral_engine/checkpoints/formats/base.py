@@ -26,6 +26,15 @@ Edit = Callable[[str], torch.Tensor | None]
 MAX_JSON_BYTES = 100_000_000
 MAX_ELEMENTS = 2**63 - 1
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+#: How files begin that are found in place of weights, and what to say of them.
+STAND_INS = {
+    LFS_POINTER: ("weights", "a git-lfs pointer to them; `git lfs pull` fetches the file itself"),
+    b"# xet version": ("weights", "a Xet pointer to them; `git xet` fetches the file itself"),
+    b"<!doctype html": ("weights", "a web page; the download went wrong"),
+    b"<html": ("weights", "a web page; the download went wrong"),
+}
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = 200
 
@@ -74,12 +83,20 @@ class Checkpoint(ABC):
         """What the file says about itself beside its tensors."""
 
     def tied_to(self, name: str) -> str | None:
-        """The earlier tensor that is the same memory as this one, if there is one."""
+        """The earlier tensor of the same elements, if there is one; this may be its transpose."""
         return None
 
-    def other_weights(self) -> list[str]:
-        """Files beside these weights that hold others, and are copied as they are."""
-        return []
+    def reason_to_keep(self, name: str) -> str | None:
+        """Why a tensor can be read but not edited, or None."""
+        return None
+
+    def other_weights(self) -> dict[str, str]:
+        """What holds other weights, and is written as it is: a name for each, and the reason.
+
+        A file of the folder, a tensor that the folder's index does not speak of, or a second set
+        of weights in a training checkpoint.
+        """
+        return {}
 
     @abstractmethod
     def close(self) -> None:
@@ -108,6 +125,10 @@ class CheckpointFile(Checkpoint):
         """Entries beside the tensors that only the file's own format can keep."""
         return []
 
+    def from_tied(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """The value of a tied tensor, from that of the tensor that `tied_to` names."""
+        return value
+
 
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file to read; a folder, pipe or device is refused, not waited on."""
@@ -115,6 +136,18 @@ def open_regular(path: Path) -> io.BufferedReader:
     if not stat.S_ISREG(found):
         raise CheckpointError(path, "a regular file", stat.filemode(found))
     return open(path, "rb")
+
+
+def open_weights(path: Path) -> io.BufferedReader:
+    """Open a regular file to read weights; CheckpointError for a text that stands in for them."""
+    file = open_regular(path)
+    with naming(path):
+        start = file.peek(len(LFS_POINTER))
+    for text, (expected, found) in STAND_INS.items():
+        if start.lower().startswith(text):
+            file.close()
+            raise CheckpointError(path, expected, found)
+    return file
 
 
 @contextmanager
@@ -147,6 +180,18 @@ def parse_json_object(text: bytes, path: Path, what: str) -> dict[str, object]:
     if not isinstance(parsed, dict):
         raise CheckpointError(path, f"{what} to be a JSON object", brief(parsed))
     return parsed
+
+
+def check_name(name: str, path: Path) -> None:
+    """Refuse a tensor name that cannot be written in UTF-8 (one with half a surrogate pair)."""
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise CheckpointError(path, "tensor names in valid Unicode", brief(name))
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, without a copy where it lies so already."""
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def check_element_count(shape: tuple[int, ...], path: Path, name: str) -> None:

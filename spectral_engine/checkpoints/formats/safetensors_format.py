@@ -27,10 +27,12 @@ from .base import (
     CheckpointError,
     CheckpointFile,
     Edit,
+    as_bytes,
     brief,
     check_element_count,
+    check_name,
     naming,
-    open_regular,
+    open_weights,
     parse_json_object,
 )
 
@@ -79,7 +81,7 @@ class SafetensorsFile(CheckpointFile):
     def __init__(self, path: Path) -> None:
         self.path = path
         with ExitStack() as on_failure:
-            self._file = on_failure.enter_context(open_regular(path))
+            self._file = on_failure.enter_context(open_weights(path))
             size = os.fstat(self._file.fileno()).st_size
             with naming(path):
                 self._data_start, header = _read_header(self._file, size, path)
@@ -161,11 +163,11 @@ def write_safetensors(source: CheckpointFile, file: BinaryIO, edit: Edit) -> Non
     file.write(header)
     for name in names:
         tied = source.tied_to(name)
-        if tied is not None:
-            start, end = spans[tied]
-            _repeat(file, len(header) + start, len(header) + end)
-        else:
+        if tied is None:
             file.write(_bytes_of(source, name, edit))
+            continue
+        start = len(header) + spans[tied][0]
+        file.write(as_bytes(source.from_tied(name, _read_back(file, start, source, tied))))
 
 
 def _bytes_of(source: CheckpointFile, name: str, edit: Edit) -> memoryview:
@@ -173,19 +175,16 @@ def _bytes_of(source: CheckpointFile, name: str, edit: Edit) -> memoryview:
     return as_bytes(source.read(name) if edited is None else edited)
 
 
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy where it lies so already."""
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
-def _repeat(file: BinaryIO, start: int, end: int) -> None:
-    """Append bytes [start, end) of a file to the same file."""
-    for position in range(start, end, CHUNK):
-        file.seek(position)
-        chunk = file.read(min(CHUNK, end - position))
-        file.seek(0, os.SEEK_END)
-        file.write(chunk)
+def _read_back(file: BinaryIO, start: int, source: CheckpointFile, name: str) -> torch.Tensor:
+    """A tensor that has just been written at byte `start` of a file."""
+    tensor = torch.empty(source.shape(name), dtype=_torch_dtype(source, name))
+    file.seek(start)
+    memory = as_bytes(tensor)
+    for position in range(0, len(memory), CHUNK):
+        part = memory[position : position + CHUNK]
+        part[:] = file.read(len(part))
+    file.seek(0, os.SEEK_END)
+    return tensor
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[int, dict[str, object]]:
@@ -212,6 +211,8 @@ def _metadata(metadata: object, path: Path) -> dict[str, str]:
 
 def _entries(header: dict[str, object], data_start: int, size: int, path: Path) -> dict[str, Entry]:
     """The tensors in the order of their bytes, which must cover the data exactly."""
+    for name in header:
+        check_name(name, path)
     entries = {name: _entry(name, item, data_start, path) for name, item in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].end)))
     position = data_start
