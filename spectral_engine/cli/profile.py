@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spectral_engine._util.checks import number, one_of
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.cli.options import AsJson, require_writable
 from spectral_engine.profiling.device import pick_device
-from spectral_engine.profiling.records import DTYPES, Case, Profile, Row
+from spectral_engine.profiling.records import DTYPES, Profile, ProfileCase
 from spectral_engine.profiling.run import profile_cases, profile_model, trace
 from spectral_engine.profiling.shapes import MODELS
 from spectral_engine.recipe.methods import METHODS, Aligned, Principal
@@ -68,12 +69,10 @@ def profile(
     chosen = pick_device(device)
     kept = density or [0.1]
     for one in kept:
-        if not 0.0 < one <= 1.0:
-            raise ValueError(f"density: expected the fraction kept, in (0, 1]; got {one!r}")
+        number("density", one, above=0.0, most=1.0, meaning="the fraction kept,")
     methods = method or ["magnitude", "randomized", "principal"]
     if model is not None:
-        if model not in MODELS:
-            raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {model!r}")
+        one_of("model", model, MODELS)
         many = [given for given in (shape, dtype, method, rank, density) if given]
         if shape or trace_file or repeats is not None or any(len(given) > 1 for given in many):
             raise ValueError(
@@ -87,27 +86,21 @@ def profile(
     errors = Console(stderr=True)
     if chosen == "cpu" and "OMP_WAIT_POLICY" not in os.environ:
         errors.print(SPINNING, soft_wrap=True, highlight=False)
-    with errors.status("measuring") as status:
-
-        def show(row: Row) -> None:
-            status.update(escape(f"measured {row.case.label or row.case.shape}"))
-
-        if model is not None:
-            found = profile_model(
-                MODELS[model],
-                methods[0],
-                1.0 - kept[0],
-                chosen,
-                dtype=dtype[0] if dtype else None,
-                rank=rank[0] if rank else None,
-                blocks=blocks,
-                progress=show,
-            )
-        else:
-            cases = sweep(shape or ["2048x2048"], dtype or ["float32"], methods, rank, kept)
-            found = profile_cases(cases, chosen, 5 if repeats is None else repeats, show)
-            if trace_file is not None:
-                trace(cases, chosen, trace_file)
+    if model is not None:
+        found = profile_model(
+            MODELS[model],
+            methods[0],
+            1.0 - kept[0],
+            chosen,
+            dtype=dtype[0] if dtype else None,
+            rank=rank[0] if rank else None,
+            blocks=blocks,
+        )
+    else:
+        cases = sweep(shape or ["2048x2048"], dtype or ["float32"], methods, rank, kept)
+        found = profile_cases(cases, chosen, 5 if repeats is None else repeats)
+        if trace_file is not None:
+            trace(cases, chosen, trace_file)
     if output is not None:
         with replacing_file(output, force=True) as file:
             file.write((json.dumps(found.to_dict(), indent=1) + "\n").encode())
@@ -132,19 +125,23 @@ def sweep(
     methods: list[str],
     ranks: list[int] | None,
     densities: list[float],
-) -> list[Case]:
-    """Every combination; ranks only where the method has one."""
+) -> list[ProfileCase]:
+    """Every combination of these as a case; ranks only where the method has one."""
     cases = []
     for shape, dtype, method, density in itertools.product(shapes, dtypes, methods, densities):
         needs_rank = METHODS.get(method) in (Principal, Aligned)
         some: Sequence[int | None] = ranks if ranks and needs_rank else [None]
         for rank in some:
-            cases.append(Case(sizes(shape), dtype, method, 1.0 - density, rank))
+            cases.append(ProfileCase(sizes(shape), dtype, method, 1.0 - density, rank))
     return cases
 
 
 def sizes(shape: str) -> tuple[int, ...]:
-    """ "4096x11008" as (4096, 11008)."""
+    """The sizes that a shape is written as: "4096x11008" is (4096, 11008).
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
     parts = shape.lower().split("x")
     if len(parts) < 2 or not all(part.isdecimal() for part in parts):
         raise ValueError(f"shape: expected sizes as in 4096x11008; got {shape!r}")
@@ -152,7 +149,7 @@ def sizes(shape: str) -> tuple[int, ...]:
 
 
 def table(profile: Profile) -> Table:
-    """A line for each row, and what all took."""
+    """A line for each measurement, and the time of all."""
     calls = sum(row.calls for row in profile.rows)
     caption = f"{calls} calls, {profile.total_seconds:.3g} s"
     if profile.model is not None:

@@ -5,15 +5,22 @@ from pathlib import Path
 
 import torch
 
+from spectral_engine._util.checks import one_of
+
 
 def pick_device(device: str) -> str:
-    """ "cpu" or "cuda"; "auto" takes CUDA where torch finds it.
+    """The device that is meant.
+
+    Args:
+        device: "cpu", "cuda", or "auto", which takes CUDA where torch finds it.
+
+    Returns:
+        "cpu" or "cuda".
 
     Raises:
         ValueError: another name. RuntimeError: CUDA is asked for and not there.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu or cuda; got {device!r}")
+    one_of("device", device, ("auto", "cpu", "cuda"))
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
         raise RuntimeError("device: expected a CUDA device; torch finds none")
@@ -35,7 +42,7 @@ def now(device: str) -> float:
 
 
 def reset_peak(device: str) -> int | None:
-    """Memory in use, from where a new peak is taken."""
+    """Forget the peak of memory so far; what is in use now, None where the system does not say."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return int(torch.cuda.memory_allocated())
@@ -47,7 +54,7 @@ def reset_peak(device: str) -> int | None:
 
 
 def taken(device: str, before: int | None) -> int | None:
-    """Bytes that the peak since `reset_peak` rose above what was in use then."""
+    """How far, in bytes, the peak since `reset_peak` rose above what was in use `before`."""
     if before is None:
         return None
     if device != "cpu":

@@ -6,14 +6,22 @@ from typing import Any
 import spectral_kernels
 import torch
 
+from spectral_engine._util.checks import one_of
 from spectral_engine.recipe.methods import METHODS, Aligned, Method, Principal
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is run; rank is None for the method's own, `label` names a layer of a model."""
+class ProfileCase:
+    """What is run: one method on one synthetic weight.
+
+    shape: of the weight; dtype: its name, one of `DTYPES`
+    method: by its name in `recipe.methods.METHODS`
+    sparsity: fraction of zeros
+    rank: of the method's low rank; None for its own default
+    label: names a layer of a model
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -24,17 +32,19 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A case, measured.
+class Measurement:
+    """What was measured of one case.
 
-    seconds: median of a call, without the truncated SVD, whose time is svd_seconds; copy_seconds:
-    median of a copy of the same array. calls, total_seconds: how many were timed, and all of their
-    time with SVDs. bytes, operations: see `PASSES` and `INSTRUCTIONS`, products and sums of the low
-    rank included. share: of the copy's bandwidth. peak_bytes: of memory beyond what was there
-    before the call, None where the system does not say.
+    rank: of the low rank; None where the method has none
+    seconds: median of a call, without its truncated SVD; svd_seconds: median of that SVD
+    copy_seconds: median of a copy of the same array
+    calls: how many were timed; total_seconds: the time of all of them, with SVDs
+    bytes, operations: see `PASSES` and `INSTRUCTIONS`; products and sums of the low rank included
+    share: of the copy's bandwidth
+    peak_bytes: memory beyond what was there before the call; None where the system does not say
     """
 
-    case: Case
+    case: ProfileCase
     rank: int | None
     seconds: float
     svd_seconds: float
@@ -45,6 +55,11 @@ class Row:
     operations: int
     share: float
     peak_bytes: int | None
+
+    @property
+    def name(self) -> str:
+        """The layer, or the shape."""
+        return self.case.label or "x".join(map(str, self.case.shape))
 
     @property
     def gb_per_s(self) -> float:
@@ -59,16 +74,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """Rows of one run, and the two ceilings of the roofline.
+    """The measurements of one run, and the two ceilings of the roofline.
 
-    copy_bytes_per_s: the fastest copy of any row; products_per_s: floating-point operations a
-    second of a large matrix product. resident: "whole" or "block", what of a model was in memory
-    at a time; None for a sweep.
+    device: its name; versions: of the packages that the time depends on
+    rows: a measurement for each case
+    copy_bytes_per_s: the fastest copy of any row
+    products_per_s: floating-point operations a second of a large matrix product
+    model: its name, None for a sweep
+    resident: how much of a model was in memory at a time, "whole" or "block"; None for a sweep
     """
 
     device: str
     versions: dict[str, str]
-    rows: list[Row]
+    rows: list[Measurement]
     copy_bytes_per_s: float
     products_per_s: float
     model: str | None = None
@@ -93,11 +111,14 @@ class Profile:
         }
 
 
-def check_case(case: Case) -> None:
-    """Refuse a case that cannot be run: ValueError names the argument."""
+def check_case(case: ProfileCase) -> None:
+    """Refuse a case that cannot be run.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+    """
     method_of(case)
-    if case.dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {case.dtype!r}")
+    one_of("dtype", case.dtype, DTYPES)
     if len(case.shape) < 2 or min(case.shape) < 1:
         raise ValueError(f"shape: expected two or more sizes of at least 1; got {case.shape}")
     spectral_kernels.entries_to_keep(1, case.sparsity)
@@ -107,19 +128,17 @@ def check_case(case: Case) -> None:
             raise ValueError(f"rank: expected 1 to {smaller} for {case.shape}; got {case.rank}")
 
 
-def method_of(case: Case) -> Method:
+def method_of(case: ProfileCase) -> Method:
     """The method of its name, with its rank.
 
     Raises:
         ValueError: no such method.
     """
-    if case.method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {case.method!r}")
-    kind = METHODS[case.method]
+    kind = METHODS[one_of("method", case.method, METHODS)]
     return kind(rank=case.rank) if kind in (Principal, Aligned) else kind()
 
 
-def nbytes(case: Case) -> int:
+def nbytes(case: ProfileCase) -> int:
     """Bytes of its array."""
     dtype: torch.dtype = getattr(torch, case.dtype)
     return int(torch.Size(case.shape).numel()) * dtype.itemsize

@@ -15,8 +15,17 @@ from pathlib import Path
 import spectral_kernels
 import torch
 
+from spectral_engine._util.checks import integer
+from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.profiling.device import free_bytes, now, reset_peak, taken
-from spectral_engine.profiling.records import Case, Profile, Row, check_case, method_of, nbytes
+from spectral_engine.profiling.records import (
+    Measurement,
+    Profile,
+    ProfileCase,
+    check_case,
+    method_of,
+    nbytes,
+)
 from spectral_engine.profiling.shapes import ModelShapes
 from spectral_engine.sparsifying.score import spectral_score
 
@@ -36,24 +45,35 @@ MEMORY_SHARE = 0.5
 #: The side of the matrices whose product says how fast the device multiplies.
 PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
 
-Progress = Callable[[Row], None]
-
 
 def profile_cases(
-    cases: Sequence[Case], device: str, repeats: int, progress: Progress | None = None
+    cases: Sequence[ProfileCase],
+    device: str,
+    repeats: int,
+    progress: Progress[Measurement] = True,
 ) -> Profile:
-    """Run each case `repeats` times on a synthetic weight.
+    """Run each case several times on a synthetic weight.
+
+    Args:
+        cases: what is run, one or more.
+        device: "cpu" or "cuda".
+        repeats: timed calls of each case.
+        progress: True for a bar on a terminal, False for none, or a function of each measurement.
+
+    Returns:
+        A measurement for each case, and the device's ceilings.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
-    _check_positive(repeats, "repeats")
+    repeats = integer("repeats", repeats, least=1)
+    check_progress(progress)
     if not cases:
         raise ValueError("cases: expected at least one; got none")
     for case in cases:
         check_case(case)
     measured = (_measure(case, [_synthetic(case, device)] * repeats, device) for case in cases)
-    return _profile(_report(measured, progress), device)
+    return _profile(_reported(measured, progress, len(cases)), device)
 
 
 def profile_model(
@@ -65,24 +85,36 @@ def profile_model(
     dtype: str | None = None,
     rank: int | None = None,
     blocks: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress[Measurement] = True,
 ) -> Profile:
-    """Run every layer of a network, at most `blocks` of those that repeat, on synthetic weights.
+    """Run every layer of a network on synthetic weights.
 
-    `rank` is cut to the full rank of layers that have less.
-    All of them are in memory at a time where they fit; else one block is, and it is run as often as
-    the network has it.
+    All of them are in memory at a time where they fit. Where they do not, one block is, and it is
+    run as often as the network has it.
+
+    Args:
+        model: the shapes of its weights.
+        method: by its name.
+        sparsity: fraction of zeros.
+        device: "cpu" or "cuda".
+        dtype: one of `DTYPES`; None for the model's own.
+        rank: of the method's low rank; a layer of a smaller full rank takes that.
+        blocks: at most so many of the blocks that repeat; None for all.
+        progress: True for a bar on a terminal, False for none, or a function of each measurement.
+
+    Returns:
+        A measurement for each layer of each block, and the device's ceilings.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
-    if blocks is not None:
-        _check_positive(blocks, "blocks")
+    blocks = None if blocks is None else integer("blocks", blocks, least=1)
+    check_progress(progress)
     runs = []
     for block in model.blocks:
         count = block.count if blocks is None else min(blocks, block.count)
         cases = [
-            Case(
+            ProfileCase(
                 layer.shape,
                 dtype or model.dtype,
                 method,
@@ -101,18 +133,29 @@ def profile_model(
     def distinct(count: int) -> int:
         return count if whole else 1
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Measurement]:
         weights = _made(runs, device, distinct) if whole else None
         for index, (count, cases) in enumerate(runs):
             held = weights[index] if weights else _made([(count, cases)], device, distinct)[0]
             for case, copies in zip(cases, held, strict=True):
                 yield _measure(case, copies * (count // len(copies)), device)
 
-    return _profile(_report(rows(), progress), device, model.name, "whole" if whole else "block")
+    total = sum(len(cases) for _, cases in runs)
+    found = _reported(rows(), progress, total)
+    return _profile(found, device, model.name, "whole" if whole else "block")
 
 
-def trace(cases: Sequence[Case], device: str, path: Path) -> Path:
-    """Write a torch.profiler trace of one call of each case, for a Chrome-style viewer."""
+def trace(cases: Sequence[ProfileCase], device: str, path: Path) -> Path:
+    """Write a torch.profiler trace of one call of each case, for a Chrome-style viewer.
+
+    Args:
+        cases: what is run.
+        device: "cpu" or "cuda".
+        path: the JSON file.
+
+    Returns:
+        The path.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -128,7 +171,7 @@ def trace(cases: Sequence[Case], device: str, path: Path) -> Path:
 
 
 def _profile(
-    rows: list[Row], device: str, model: str | None = None, resident: str | None = None
+    rows: list[Measurement], device: str, model: str | None = None, resident: str | None = None
 ) -> Profile:
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if device != "cpu":
@@ -141,34 +184,36 @@ def _profile(
     return Profile(name, versions, rows, copied, rate, model, resident)
 
 
-def _report(rows: Iterator[Row], progress: Progress | None) -> list[Row]:
+def _reported(
+    rows: Iterator[Measurement], progress: Progress[Measurement], total: int
+) -> list[Measurement]:
     found = []
-    for row in rows:
-        found.append(row)
-        if progress is not None:
-            progress(row)
+    with reporting(progress, "measuring", total) as report:
+        for row in rows:
+            found.append(row)
+            report(row)
     return found
 
 
 def _made(
-    runs: Sequence[tuple[int, list[Case]]], device: str, distinct: Callable[[int], int]
+    runs: Sequence[tuple[int, list[ProfileCase]]], device: str, distinct: Callable[[int], int]
 ) -> list[list[list[torch.Tensor]]]:
-    """Weights of each run, of each of its cases."""
+    """The weights of each case of each run, `distinct(count)` of them."""
     return [
         [[_synthetic(case, device) for _ in range(distinct(count))] for case in cases]
         for count, cases in runs
     ]
 
 
-def _synthetic(case: Case, device: str) -> torch.Tensor:
+def _synthetic(case: ProfileCase, device: str) -> torch.Tensor:
     """Normal entries of the size that trained weights have, the same for each shape."""
     dtype: torch.dtype = getattr(torch, case.dtype)
     generator = torch.Generator(device).manual_seed(0)
     return torch.randn(case.shape, device=device, dtype=dtype, generator=generator).mul_(0.02)
 
 
-def _measure(case: Case, weights: list[torch.Tensor], device: str) -> Row:
-    """A row; each of `weights` is run once, after a call that compiles."""
+def _measure(case: ProfileCase, weights: list[torch.Tensor], device: str) -> Measurement:
+    """The measurement of a case; each of `weights` is run once, after a call that compiles."""
     _sparsify(case, weights[0], device)
     target = torch.empty_like(weights[0])
     target.copy_(weights[0])
@@ -186,7 +231,7 @@ def _measure(case: Case, weights: list[torch.Tensor], device: str) -> Row:
     moved = PASSES * target.nbytes + (PASSES - 1) * 4 * factors * (m + n)
     operations = m * n * (INSTRUCTIONS[case.method] + (PASSES - 1) * 2 * factors)
     ratio = statistics.median(copy / own for copy, own in zip(copies, seconds, strict=True))
-    return Row(
+    return Measurement(
         case=case,
         rank=rank,
         seconds=statistics.median(seconds),
@@ -201,7 +246,9 @@ def _measure(case: Case, weights: list[torch.Tensor], device: str) -> Row:
     )
 
 
-def _sparsify(case: Case, weight: torch.Tensor, device: str) -> tuple[int | None, float, float]:
+def _sparsify(
+    case: ProfileCase, weight: torch.Tensor, device: str
+) -> tuple[int | None, float, float]:
     """(rank, seconds of the SVD, seconds of the rest) of one call."""
     method = method_of(case)
     start = now(device)
@@ -235,8 +282,3 @@ def _products_per_s(device: str, dtype: torch.dtype) -> float:
         torch.mm(left, right)
         spent.append(now(device) - start)
     return 2 * side**3 / min(spent)
-
-
-def _check_positive(value: int, argument: str) -> None:
-    if value < 1:
-        raise ValueError(f"{argument}: expected at least 1; got {value}")

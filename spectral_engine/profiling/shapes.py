@@ -14,8 +14,12 @@ from itertools import pairwise
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A weight and its shape."""
+class LayerShape:
+    """The shape of one weight.
+
+    name: of the layer within its block
+    shape: (output, input), of a convolution (output, input, height, width)
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -32,21 +36,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Layers that occur `count` times over."""
+class BlockShapes:
+    """Layers that a network has `count` times over, one after the other."""
 
     name: str
     count: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerShape, ...]
 
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """A network; dtype is the one that its weights are usually kept in."""
+    """The shapes of a network's weights; dtype is the one that they are usually stored in."""
 
     name: str
     dtype: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockShapes, ...]
 
     @property
     def size(self) -> int:
@@ -56,38 +60,40 @@ class ModelShapes:
 
 def _llama(name: str, hidden: int, inner: int, keys: int, blocks: int) -> ModelShapes:
     layers = (
-        Layer("q_proj", (hidden, hidden)),
-        Layer("k_proj", (keys, hidden)),
-        Layer("v_proj", (keys, hidden)),
-        Layer("o_proj", (hidden, hidden)),
-        Layer("gate_proj", (inner, hidden)),
-        Layer("up_proj", (inner, hidden)),
-        Layer("down_proj", (hidden, inner)),
+        LayerShape("q_proj", (hidden, hidden)),
+        LayerShape("k_proj", (keys, hidden)),
+        LayerShape("v_proj", (keys, hidden)),
+        LayerShape("o_proj", (hidden, hidden)),
+        LayerShape("gate_proj", (inner, hidden)),
+        LayerShape("up_proj", (inner, hidden)),
+        LayerShape("down_proj", (hidden, inner)),
     )
-    head = Block("head", 1, (Layer("lm_head", (32_000, hidden)),))
-    return ModelShapes(name, "bfloat16", (Block("block", blocks, layers), head))
+    head = BlockShapes("head", 1, (LayerShape("lm_head", (32_000, hidden)),))
+    return ModelShapes(name, "bfloat16", (BlockShapes("block", blocks, layers), head))
 
 
 def _minilm() -> ModelShapes:
-    attention = (Layer(part, (384, 384)) for part in ("query", "key", "value", "attention.output"))
-    inner = (Layer("intermediate", (1536, 384)), Layer("output", (384, 1536)))
-    encoder = Block("encoder", 6, (*attention, *inner))
-    pooler = Block("pooler", 1, (Layer("dense", (384, 384)),))
+    attention = (
+        LayerShape(part, (384, 384)) for part in ("query", "key", "value", "attention.output")
+    )
+    inner = (LayerShape("intermediate", (1536, 384)), LayerShape("output", (384, 1536)))
+    encoder = BlockShapes("encoder", 6, (*attention, *inner))
+    pooler = BlockShapes("pooler", 1, (LayerShape("dense", (384, 384)),))
     return ModelShapes("minilm", "float32", (encoder, pooler))
 
 
 def _vgg19() -> ModelShapes:
     widths = (3, 64, 64, 128, 128, *[256] * 4, *[512] * 8)
     features = tuple(
-        Layer(f"conv{index}", (after, before, 3, 3))
+        LayerShape(f"conv{index}", (after, before, 3, 3))
         for index, (before, after) in enumerate(pairwise(widths), 1)
     )
     classifier = (
-        Layer("fc1", (4096, 512 * 7 * 7)),
-        Layer("fc2", (4096, 4096)),
-        Layer("fc3", (1000, 4096)),
+        LayerShape("fc1", (4096, 512 * 7 * 7)),
+        LayerShape("fc2", (4096, 4096)),
+        LayerShape("fc3", (1000, 4096)),
     )
-    blocks = (Block("features", 1, features), Block("classifier", 1, classifier))
+    blocks = (BlockShapes("features", 1, features), BlockShapes("classifier", 1, classifier))
     return ModelShapes("vgg19", "float32", blocks)
 
 

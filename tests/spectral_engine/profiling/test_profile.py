@@ -10,14 +10,14 @@ import torch
 from spectral_engine import cli
 from spectral_engine.profiling import run as profiling
 from spectral_engine.profiling.device import pick_device
-from spectral_engine.profiling.records import Case
+from spectral_engine.profiling.records import ProfileCase
 from spectral_engine.profiling.run import profile_cases, profile_model
-from spectral_engine.profiling.shapes import MODELS, Block, Layer, ModelShapes
+from spectral_engine.profiling.shapes import MODELS, BlockShapes, LayerShape, ModelShapes
 
 TINY = ModelShapes(
     "tiny", "float32",
-    (Block("block", 3, (Layer("up", (24, 8)), Layer("down", (8, 24)))),
-     Block("head", 1, (Layer("head", (10, 8)),))),
+    (BlockShapes("block", 3, (LayerShape("up", (24, 8)), LayerShape("down", (8, 24)))),
+     BlockShapes("head", 1, (LayerShape("head", (10, 8)),))),
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_models_have_the_published_size(name: str, entries: int) -> None:
 
 def test_row_counts_what_must_move() -> None:
     """Bytes of another dtype, a pass or the factors forgotten; a share that is not of the copy."""
-    case = Case((40, 30), "bfloat16", "principal", 0.5, 4)
+    case = ProfileCase((40, 30), "bfloat16", "principal", 0.5, 4)
     (row,) = profile_cases([case], "cpu", 3).rows
     assert row.bytes == 3 * 40 * 30 * 2 + 2 * 4 * 4 * (40 + 30)
     assert row.operations == 40 * 30 * (30 + 2 * 2 * 4)
@@ -66,7 +66,7 @@ def test_share_is_of_the_copy_of_the_same_round(monkeypatch: pytest.MonkeyPatch)
     copies = iter([1.0, 1.0, 1.0])
     monkeypatch.setattr(profiling, "_sparsify", lambda *_: next(spent))
     monkeypatch.setattr(profiling, "_copy", lambda *_: next(copies))
-    (row,) = profile_cases([Case((8, 8), "float32", "magnitude", 0.5)], "cpu", 3).rows
+    (row,) = profile_cases([ProfileCase((8, 8), "float32", "magnitude", 0.5)], "cpu", 3).rows
     assert row.share == pytest.approx(3 / 2 * 1 / 4)
     assert row.seconds == 4.0
 
@@ -81,7 +81,7 @@ def test_model_that_fits_and_one_that_does_not(
     shapes = []
     synthetic = profiling._synthetic
 
-    def counted(case: Case, device: str) -> torch.Tensor:
+    def counted(case: ProfileCase, device: str) -> torch.Tensor:
         shapes.append(case.shape)
         return synthetic(case, device)
 
@@ -150,7 +150,7 @@ def test_command_of_a_model(monkeypatch, capsys) -> None:
         (["--method", "svd"], "method: expected one of magnitude"),
         (["--method", "principal", "--shape", "4x9", "--rank", "5"], "rank: expected 1 to 4"),
         (["--repeats", "0"], "repeats: expected at least 1; got 0"),
-        (["--device", "tpu"], "device: expected auto, cpu or cuda; got 'tpu'"),
+        (["--device", "tpu"], "device: expected one of auto, cpu, cuda; got 'tpu'"),
         (["--model", "gpt"], "model: expected one of llama-7b"),
         (["--model", "minilm", "--shape", "4x4"], "model: expected no --shape"),
         (["--model", "minilm", "--blocks", "0"], "blocks: expected at least 1; got 0"),
