@@ -5,34 +5,16 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import spectral_engine as se
+from bench.recipes import BUDGETS, METHODS, REFITS
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
-#: The parts of a recipe, by the names that labels have for them.
-METHODS: dict[str, Any] = {
-    "magnitude": se.Magnitude(),
-    "randomized": se.Randomized(),
-    "principal": se.Principal(),
-    "aligned": se.Aligned(),
-}
-REFITS: dict[str, Any] = {
-    "scale": se.Scale,
-    "spectral": se.SpectralRefit,
-    "least-squares": se.LeastSquares,
-    "sparsegpt": se.SparseGPT,
-    "alps": se.ALPS,
-}
-BUDGETS: dict[str | None, Any] = {
-    None: se.Uniform,
-    "global": se.Global,
-    "erk": se.ERK,
-    "spectral": se.Spectral,
-}
 #: Patterns that are measured, and the sparsity that each has.
 PATTERNS = {"2:4": 0.5}
 BOTH = (False, True)
+GROUPS: tuple[Literal["row"] | None, ...] = (None, "row")
 _LABEL = re.compile(
     r"(?P<method>[\w-]+)(?P<group> by row)?(?P<calibrated> calibrated)?"
     r"(?: \+ (?P<refit>(?!bias\b)[\w-]+))?(?P<bias_correction> \+ bias)?"
@@ -49,7 +31,7 @@ class Setting:
     """
 
     method: str = "magnitude"
-    group: str | None = None
+    group: Literal["row"] | None = None
     calibrated: bool = False
     refit: str | None = None
     bias_correction: bool = False
@@ -85,19 +67,18 @@ class Setting:
     @property
     def recipe(self) -> se.Recipe:
         """As `se.prune` takes it, the sparsity apart."""
-        group = {"group": self.group} if self.group else {}
-        budget = se.Pattern(self.pattern) if self.pattern else BUDGETS[self.budget](**group)
-        refit = None
+        budget: se.Budget = BUDGETS[self.budget or "uniform"](group=self.group or "tensor")
+        if self.pattern:
+            budget = se.Pattern(self.pattern)
+        refit: se.Refit | None = se.BiasCorrection() if self.bias_correction else None
         if self.refit:
             refit = REFITS[self.refit](bias_correction=self.bias_correction)
-        elif self.bias_correction:
-            refit = se.BiasCorrection()
-        return se.Recipe(METHODS[self.method], budget=budget, refit=refit)
+        return se.Recipe(METHODS[self.method](), budget=budget, refit=refit)
 
     @property
     def varies(self) -> bool:
         """Whether a seed changes anything: the draws, or the batches that calibrate."""
-        return self.calibrated or METHODS[self.method].draws
+        return self.calibrated or METHODS[self.method]().draws
 
     def fits(self, sparsity: float) -> bool:
         """Whether the pattern, if there is one, has this sparsity."""
@@ -116,9 +97,10 @@ def settings(patterns: Sequence[str] = ("*",)) -> Iterator[Setting]:
     """
     yield BASELINE
     for budget, pattern, method, calibrated, refit, group, bias, dense in itertools.product(
-        BUDGETS, (None, *PATTERNS), METHODS, BOTH, (None, *REFITS), (None, "row"), BOTH, BOTH
+        BUDGETS, (None, *PATTERNS), METHODS, BOTH, (None, *REFITS), GROUPS, BOTH, BOTH
     ):
-        setting = Setting(method, group, calibrated, refit, bias, dense, budget, pattern)
+        shared = None if budget == "uniform" else budget
+        setting = Setting(method, group, calibrated, refit, bias, dense, shared, pattern)
         if _is_wanted(setting.label, patterns) and setting != BASELINE and _makes_sense(setting):
             yield setting
 

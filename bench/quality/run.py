@@ -92,6 +92,7 @@ def measure(network: Network, setting: Setting, sparsity: float, seed: int, inpu
             targets=network.targets,
             ignore=network.ignore or None,
             seed=seed,
+            progress=False,
         )
     except ValueError as error:
         return {**row, "refused": str(error)}

@@ -9,7 +9,6 @@ wanda and sparsegpt: calibrated on training images (arXiv 2306.11695, 2301.00774
 initialisation stand in `at_start`.
 """
 
-import inspect
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +26,6 @@ from bench.paper.runs.jobs import Settings, kept, run_all, say
 from bench.paper.training.loop import Training
 from bench.tables import Table
 from bench.tidy import Row, as_written, records
-from spectral_engine.recipe.legacy import REFITS
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 RETRAIN, EARLY = 6, 1
@@ -35,35 +33,27 @@ RETRAIN, EARLY = 6, 1
 PARTS = ("pruned", "retrained")
 #: Images in the calibration of a method.
 SAMPLES = 1024
-#: What `prune` takes, of the methods that prune a trained network by it.
-TRAINED: dict[str, dict[str, Any]] = {
-    "magnitude": {},
-    "magnitude, global": {"allocation": "global"},
-    "magnitude, erk": {"allocation": "erk"},
-    "randomized l1": {"method": "randomized"},
-    "principal": {"method": "principal"},
-    "aligned": {"method": "aligned"},
-    "aligned + spectral": {"method": "aligned", "refit": "spectral"},
-    "wanda": {"group": "row", "calibration": True},
-    "wanda + least squares": {"group": "row", "calibration": True, "refit": "least-squares"},
-    "sparsegpt": {"calibration": True, "refit": "sparsegpt"},
+#: Those that prune a trained network by `prune`.
+TRAINED = {
+    "magnitude": se.Recipe(se.Magnitude()),
+    "magnitude, global": se.Recipe(se.Magnitude(), budget=se.Global()),
+    "magnitude, erk": se.Recipe(se.Magnitude(), budget=se.ERK()),
+    "randomized l1": se.Recipe(se.Randomized()),
+    "principal": se.Recipe(se.Principal()),
+    "aligned": se.Recipe(se.Aligned()),
+    "aligned + spectral": se.Recipe(se.Aligned(), refit=se.SpectralRefit()),
+    "wanda": se.Recipe(se.Magnitude(), budget=se.Uniform(group="row"), calibrated=True),
+    "wanda + least squares": se.Recipe(
+        se.Magnitude(), budget=se.Uniform(group="row"), refit=se.LeastSquares()
+    ),
+    "sparsegpt": se.Recipe(se.Magnitude(), refit=se.SparseGPT()),
 }
-
-
-def methods() -> list[str]:
-    """Those that this version of `prune` can do."""
-    known = inspect.signature(se.prune).parameters
-    able = [
-        name
-        for name, options in TRAINED.items()
-        if options.keys() <= known.keys() and options.get("refit") in (None, *REFITS)
-    ]
-    return [*able, "random", "ticket", *AT_START]
+METHODS = (*TRAINED, "random", "ticket", *AT_START)
 
 
 def run(settings: Settings) -> Result:
     """Every method at every sparsity and seed."""
-    names = ["magnitude", "ticket", "synflow"] if settings.quick else methods()
+    names = ["magnitude", "ticket", "synflow"] if settings.quick else METHODS
     sparsities = SPARSITIES[:1] if settings.quick else SPARSITIES
     run_all(settings, [partial(prepared, settings, seed) for seed in settings.runs])
     cases = [
@@ -121,11 +111,11 @@ def after_training(
     if name == "random":
         se.apply_masks(model, chosen(model, sparsity, seed, anything, alone=True))
         return
-    options = dict(TRAINED[name])
-    if "calibration" in options:
+    recipe, calibration = TRAINED[name], None
+    if recipe.needs_inputs:
         images = settings.images().train.images[:SAMPLES]
-        options["calibration"] = list(torch.split(settings.chosen.prepare(images), 256))
-    se.prune(model, sparsity=sparsity, seed=seed, **options)
+        calibration = list(torch.split(settings.chosen.prepare(images), 256))
+    se.prune(model, recipe, sparsity, calibration=calibration, seed=seed, progress=False)
 
 
 def ticket(settings: Settings, model: nn.Module, seed: int, sparsity: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import evaluate, trained
 from bench.paper.runs.jobs import Settings, kept, run_all, say
 from bench.paper.training.loop import Recipe, Training, soft_targets
+from bench.recipes import BUDGETS, METHODS
 from bench.tables import Table
 from bench.tidy import Row, as_written, records
 
@@ -58,7 +59,7 @@ class Plan:
     rate: float
     decay: float
     method: str = "magnitude"
-    allocation: str = "uniform"
+    budget: str = "uniform"
     pruned: bool = True
     soft: float = 0.0
 
@@ -67,7 +68,7 @@ class Plan:
         """How tables call it."""
         if not self.pruned:
             return CONTROL
-        return " ".join(part for part in (self.name, self.method, self.allocation) if part)
+        return " ".join(part for part in (self.name, self.method, self.budget) if part)
 
 
 def ladder(
@@ -78,9 +79,9 @@ def ladder(
     return Plan("ladder", tuple((sparsity, epochs) for sparsity in sparsities), rate, decay, method)
 
 
-def best(rounds: tuple[tuple[float, int], ...], rate: float, decay: float, allocation: str) -> Plan:
+def best(rounds: tuple[tuple[float, int], ...], rate: float, decay: float, budget: str) -> Plan:
     """The recipe that loses least: the dense network's answers are learnt, the last round long."""
-    return Plan(BEST, rounds, rate, decay, allocation=allocation, soft=SOFT)
+    return Plan(BEST, rounds, rate, decay, budget=budget, soft=SOFT)
 
 
 #: Of each network; those of LeNets were chosen on the validation part.
@@ -153,10 +154,8 @@ def follow(
     """
     starts = np.cumsum([0, *(epochs for _, epochs in plan.rounds)]).tolist()
     targets = dict(zip(starts, (sparsity for sparsity, _ in plan.rounds), strict=False))
-    pruner = se.Pruner(
-        model, se.Schedule(targets), plan.method, leading=LEADING, seed=seed,
-        allocation=plan.allocation,
-    )  # fmt: skip
+    recipe_of_pruning = se.Recipe(METHODS[plan.method](), budget=BUDGETS[plan.budget]())
+    pruner = se.Pruner(model, se.Schedule(targets), recipe_of_pruning, leading=LEADING, seed=seed)
     measured, data, prepare = Measured(), settings.images(), settings.chosen.prepare
     taught = None
     if plan.soft > 0.0:

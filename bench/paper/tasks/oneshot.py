@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spectral_kernels import LawName
 from torch import nn
 
 import spectral_engine as se
@@ -31,12 +32,21 @@ from bench.paper.runs.dense import Dense, trained
 from bench.paper.runs.jobs import Settings, kept, run_all
 from bench.paper.training.data import Part
 from bench.paper.training.loop import Judge, accuracy
+from bench.recipes import METHODS, REFITS
 from bench.tables import Table
 from bench.tidy import Row, as_written, over_seeds, records
-from spectral_engine.recipe.legacy import REFITS
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-LAWS = ("l1", "l2", "hybrid", "row-l1", "bernstein", "am07", "trimmed-l2", "quantised")
+LAWS: tuple[LawName, ...] = (
+    "l1",
+    "l2",
+    "hybrid",
+    "row-l1",
+    "bernstein",
+    "am07",
+    "trimmed-l2",
+    "quantised",
+)
 #: Draws of one method on one network at each of these sparsities.
 DRAWS, DRAWN_AT = 8, (0.5, 0.8)
 NOTES = {
@@ -49,10 +59,13 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A method as `prune` takes it; "random" keeps entries regardless of what they are."""
+    """A method by its name; "random" keeps entries regardless of what they are.
+
+    law, rescale, mixture: None for the method's own.
+    """
 
     method: str
-    law: str | None = None
+    law: LawName | None = None
     rescale: bool | None = None
     mixture: float | None = None
     refit: str | None = None
@@ -66,13 +79,16 @@ class Setting:
         return " ".join(part for part in parts if part)
 
     @property
-    def draws(self) -> bool:
-        """Whether two seeds differ."""
-        return self.method in ("random", "randomized") or self.law not in (None, "threshold")
+    def recipe(self) -> se.Recipe:
+        """As `prune` takes it, the sparsity apart; there is none for "random"."""
+        own = {"law": self.law, "rescale": self.rescale, "mixture": self.mixture}
+        given = {name: value for name, value in own.items() if value is not None}
+        refit = None if self.refit is None else REFITS[self.refit]()
+        return se.Recipe(METHODS[self.method](**given), refit=refit)
 
 
 PRINCIPAL = [
-    Setting("principal", law, rescale, 0.0) for law in ("l1", "l2") for rescale in (False, True)
+    Setting("principal", law, rescale, 0.0) for law in LAWS[:2] for rescale in (False, True)
 ]
 PLAIN = [
     Setting("magnitude"), Setting("random"),
@@ -84,7 +100,7 @@ REFITTED = [
     Setting("principal"), Setting("principal", "l1", False, 0.0), Setting("aligned"),
 ]  # fmt: skip
 #: Refits that need no calibration.
-DATA_FREE = [refit for refit in ("scale", "spectral") if refit in REFITS]
+DATA_FREE = [name for name, refit in REFITS.items() if not refit.needs_inputs]
 SETTINGS = [
     *PLAIN,
     *(Setting(**vars(one) | {"refit": refit}) for one in REFITTED for refit in DATA_FREE),
@@ -227,8 +243,9 @@ def by_prune(
     model: nn.Module, setting: Setting, sparsity: float, seed: int, ignore: list[str] | None = None
 ) -> list[str]:
     """The same for what `prune` takes; `ignore` are its names of weights to leave alone."""
-    options = {key: value for key, value in vars(setting).items() if value is not None}
-    report = se.prune(model, sparsity=sparsity, seed=seed, masks=False, ignore=ignore, **options)
+    report = se.prune(
+        model, setting.recipe, sparsity, ignore=ignore, seed=seed, masks=False, progress=False
+    )
     return list(dict.fromkeys(layer.name.partition("[")[0] for layer in report.layers))
 
 

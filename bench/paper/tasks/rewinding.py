@@ -64,7 +64,7 @@ def one(settings: Settings, seed: int, start: str, sparsity: float) -> dict[str,
 
     def measure() -> dict[str, Any]:
         dense = trained(settings, seed).model
-        se.prune(dense, sparsity=sparsity, seed=seed)
+        se.prune(dense, "magnitude", sparsity, seed=seed, progress=False)
         model = begun(settings, seed, start)
         se.apply_masks(model, se.masks(dense))
         pruned = tested(settings, model)

@@ -109,7 +109,7 @@ def test_every_start_has_the_mask_of_the_dense_network(
     for start in (rewinding.rewound(0), rewinding.rewound(1), rewinding.NEW):
         rewinding.one(settings, 0, start, 0.9)
     expected = dense.trained(settings, 0).model
-    se.prune(expected, sparsity=0.9)
+    se.prune(expected, "magnitude", 0.9)
     name, initial = "fc1.weight", dense.build(settings, 0)
     zeros = [model.get_parameter(name) == 0 for model in (expected, *seen)]
     assert all(torch.equal(zeros[0], other) for other in zeros[1:])

@@ -318,7 +318,7 @@ def test_sparsity_at_which_accuracy_is_lost() -> None:
     assert sweep.limit(0.9, (0.5, 0.9), (0.88, 0.9)) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("name", headtohead.methods())
+@pytest.mark.parametrize("name", headtohead.METHODS)
 def test_every_method_reaches_the_sparsity(name: str, make: Callable[..., Settings]) -> None:
     """Catches a method that keeps more than the others, which would not be equal terms."""
     settings = make()

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from torch import nn
 from typer import Typer
 from typer.testing import CliRunner
 
-from bench.quality.__main__ import main, write
+from bench.quality import results
+from bench.quality.__main__ import main
 from bench.quality.grid import BASELINE, Setting, settings
 from bench.quality.networks import crepe, efficientnet, g2p, lenet, minilm, text
 from bench.quality.networks.network import Network, package_file
@@ -43,25 +43,25 @@ def tiny() -> Network:
     return Network("tiny", model, list(torch.randn(4, 16, 8)), score, "nothing real")
 
 
-def row(label: str, value: float, seed: int = 0, **setting: Any) -> dict[str, Any]:
+def row(label: str, value: float, seed: int = 0) -> dict[str, Any]:
     """A measured row at 90 % zeros."""
     return {
         "network": "net", "label": label, "sparsity": 0.9, "seed": seed, "reached": 0.9,
-        "seconds": 1.0, "score": {"figure": value}, "setting": vars(Setting(**setting)),
+        "seconds": 1.0, "score": {"figure": value},
     }  # fmt: skip
 
 
 def rows_of_net(*values: float) -> list[dict[str, Any]]:
     """A dense network, magnitude at .5, and "randomized" with these values, a seed each."""
     dense = {"network": "net", "label": "dense", "sparsity": 0.0, "seed": 0, "data": "none"}
-    drawn = [row("randomized", v, i, method="randomized") for i, v in enumerate(values)]
+    drawn = [row("randomized", v, i) for i, v in enumerate(values)]
     return [{**dense, "score": {"figure": 0.9}}, row("magnitude", 0.5), *drawn]
 
 
 def printed(summary: Summary) -> str:
     stream = io.StringIO()
     for table in tables(summary):
-        Console(file=stream, width=150).print(table)
+        Console(file=stream, width=150).print(table.shown())
     return stream.getvalue()
 
 
@@ -284,7 +284,7 @@ def test_the_grid_begins_with_the_baseline_and_has_no_duplicates() -> None:
     found = list(settings())
     assert found[0] == BASELINE
     assert len({setting.label for setting in found}) == len(found)
-    assert all(Setting.read(vars(setting)) == setting for setting in found)
+    assert all(Setting.read(setting.label) == setting for setting in found)
     assert {setting.method for setting in settings(["aligned*"])} == {"magnitude", "aligned"}
     left = {setting.label for setting in settings(["magnitude*", "!*(*"])}
     assert "magnitude + spectral" in left
@@ -328,10 +328,10 @@ def test_measuring_leaves_the_dense_network_alone(tiny: Network) -> None:
 
 def test_what_prune_refuses_is_a_row(tiny: Network) -> None:
     """A refusal that stops the run, or that goes unseen."""
-    found = measure(tiny, Setting("no such method"), 0.5, 0, unasked)
-    assert "no such method" in found["refused"]
+    found = measure(tiny, Setting(pattern="2:5"), 0.6, 0, unasked)
+    assert "2:5" in found["refused"]
     refusing = [*rows_of_net(), {**found, "network": "net"}]
-    assert "no such method" in printed(summarise(refusing))
+    assert "magnitude 2:5" in printed(summarise(refusing))
 
 
 def test_a_later_run_goes_on(tiny: Network, tmp_path: Path) -> None:
@@ -393,16 +393,33 @@ def test_a_place_without_a_baseline_is_left_out() -> None:
 
 
 def test_the_report_says_what_wins_and_what_fails(tmp_path: Path) -> None:
-    """A failure left out of the table; a result that is not JSON; an empty figure."""
+    """A failure left out of the table, or of its file; an empty figure."""
     summary = summarise(rows_of_net(0.3))
     shown = printed(summary)
     assert "0.200" in shown.split("below magnitude by more")[1]
-    write(summary, tmp_path, {"versions": {"torch": "1"}})
-    found = json.loads((tmp_path / "quality.json").read_text())
-    assert found["dense"] == {"net": {"figure": 0.9}}
-    assert {cell["label"] for cell in found["cells"]} == {"magnitude", "randomized"}
-    with Image.open(tmp_path / "quality.png") as figure:
+    csv, markdown, png = results.write(summary, tmp_path, {"versions": "torch 1"})
+    assert results.read(csv) == summary
+    assert "| randomized | net 90% | 0.200 | 0.010 |" in markdown.read_text()
+    with Image.open(png) as figure:
         assert figure.size[0] > 300
+
+
+def test_the_file_has_what_the_summary_has(tmp_path: Path) -> None:
+    """Seeds, noise, a missed sparsity, seconds or a refusal lost on the way to the file."""
+    rows = rows_of_net(0.4, 0.56)
+    rows[-1]["reached"] = rows[-2]["reached"] = 0.85
+    rows.append({**row("magnitude 2:5", 0.0), "refused": "weight: expected 5 to\ndivide 8"})
+    summary = summarise(rows)
+    csv, markdown, _ = results.write(summary, tmp_path, {})
+    found = results.read(csv)
+    assert found.refused == {"net: magnitude 2:5": "weight: expected 5 to divide 8"}
+    assert (found.dense, found.data) == (summary.dense, summary.data)
+    for one, other in zip(found.cells, summary.cells, strict=True):
+        assert one.setting == other.setting
+        assert (one.seeds, one.reached, one.seconds) == (other.seeds, other.reached, other.seconds)
+        assert one.noise == pytest.approx(other.noise, rel=1e-4)
+        assert one.gain == pytest.approx(other.gain, abs=1e-4)
+    assert results.markdown(found) == markdown.read_text()
 
 
 def test_the_command_line(tmp_path: Path) -> None:
