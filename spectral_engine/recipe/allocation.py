@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from spectral_kernels import NM, Blocks, MagnitudeCurve, entries_to_keep, magnitude_curve
 
-from spectral_engine.recipe.budgets import ERK, Budget, MaxError, Pattern, Spectral, Uniform
+from spectral_engine.recipe.budgets import ERK, Budget, MaxError, Pattern, Shared, Spectral
 
 #: The floor where none is given, as a share of the density of all layers together.
 FLOOR_SHARE = 0.1
@@ -66,17 +66,11 @@ def shares_of(budget: Budget, weights: Iterable[Weight]) -> dict[str, float]:
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
-    shared = _sharing(budget)
-    if isinstance(shared, Uniform | Pattern):
-        share = _target(budget)
-        return {weight.name: share for weight in weights}
-    return allocate([LayerCurve.of(weight) for weight in weights], shared)
-
-
-def _sharing(budget: Budget) -> Budget:
-    """The budget that says how layers share: that within a pattern of blocks, if it has one."""
-    shared = budget.shared if isinstance(budget, Pattern) else None
-    return budget if shared is None else shared
+    shared = budget.shared if isinstance(budget, Pattern) else budget
+    if isinstance(shared, Shared | MaxError):
+        return allocate([LayerCurve.of(weight) for weight in weights], shared)
+    share = _target(budget)
+    return {weight.name: share for weight in weights}
 
 
 def _target(budget: Budget) -> float:
@@ -86,7 +80,7 @@ def _target(budget: Budget) -> float:
     return target
 
 
-def allocate(layers: Sequence[LayerCurve], budget: Budget) -> dict[str, float]:
+def allocate(layers: Sequence[LayerCurve], budget: Shared | MaxError) -> dict[str, float]:
     """The sparsity of each layer, by name.
 
     Args:

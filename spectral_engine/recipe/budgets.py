@@ -39,13 +39,11 @@ class Budget(Value):
     sparsity: the fraction of zeros over all layers, in [0, 1). Exact where the largest are kept;
         where entries are drawn, the expected count is within 1e-3 of it.
     group: "tensor", or "row" to give every row of a layer the same sparsity.
-    floor: the least density of a layer; None for a tenth of that of all layers together.
     """
 
     name: ClassVar[str]
     sparsity: float | None
     group: GroupName
-    floor: float | None
 
     @property
     def pattern(self) -> NM | Blocks | None:
@@ -73,15 +71,19 @@ class Uniform(Budget):
     name: ClassVar[str] = "uniform"
     sparsity: float | None = None
     group: GroupName = field(default="tensor", kw_only=True)
-    floor: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _check(self)
 
 
 @dataclass(frozen=True, repr=False)
-class _Shared(Budget):
-    """A budget that layers share by what is in them."""
+class Shared(Budget):
+    """A budget that layers share by what is in them.
+
+    Args:
+        sparsity, group: see `Budget`.
+        floor: the least density of a layer; None for a tenth of that of all layers together.
+    """
 
     sparsity: float | None = None
     floor: float | None = field(default=None, kw_only=True)
@@ -89,24 +91,25 @@ class _Shared(Budget):
 
     def __post_init__(self) -> None:
         _check(self)
+        _check_floor(self)
 
 
 @dataclass(frozen=True, repr=False)
-class Global(_Shared):
+class Global(Shared):
     """One threshold on |A| for all layers."""
 
     name: ClassVar[str] = "global"
 
 
 @dataclass(frozen=True, repr=False)
-class ERK(_Shared):
+class ERK(Shared):
     """Density in proportion to (sum of dimensions) / (product of dimensions), at most 1."""
 
     name: ClassVar[str] = "erk"
 
 
 @dataclass(frozen=True, repr=False)
-class Spectral(_Shared):
+class Spectral(Shared):
     """One threshold on |A| / ||A||_F for all layers: the least sum of squared relative errors."""
 
     name: ClassVar[str] = "spectral"
@@ -121,7 +124,8 @@ class MaxError(Budget):
     Args:
         error: in [0, 1).
         together: False bounds the error of each layer; True the root mean square over all layers.
-        floor, group: see `Budget`; no floor by default.
+        floor: the least density of a layer; none by default.
+        group: see `Budget`.
     """
 
     name: ClassVar[str] = "max-error"
@@ -135,6 +139,7 @@ class MaxError(Budget):
         object.__setattr__(self, "error", number("error", self.error, least=0.0, below=1.0))
         boolean("together", self.together)
         _check(self)
+        _check_floor(self)
 
     @property
     def target(self) -> float | None:
@@ -163,7 +168,7 @@ class Pattern(Budget):
     shape: str
     sparsity: float | None = None
     group: GroupName = field(default="tensor", kw_only=True)
-    shared: Budget | None = field(default=None, kw_only=True)
+    shared: Shared | MaxError | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         parsed = parse_pattern(self.shape)
@@ -181,18 +186,13 @@ class Pattern(Budget):
                     )
             object.__setattr__(self, "sparsity", None)  # its own; equal however it was said
         if self.shared is not None:
-            if not isinstance(self.shared, Budget) or isinstance(self.shared, Pattern):
-                raise TypeError(f"shared: expected another budget; got {self.shared!r}")
+            if not isinstance(self.shared, Shared | MaxError):
+                raise TypeError(f"shared: expected a budget such as ERK(0.9); got {self.shared!r}")
             if self.sparsity is not None or self.shared.group != "tensor":
                 raise ValueError(
                     "shared: decides the sparsity and not the group, so expected sparsity=None and "
                     f"group 'tensor' in it; got {self!r}"
                 )
-
-    @property
-    def floor(self) -> float | None:  # type: ignore[override]
-        """That of the shared budget."""
-        return None if self.shared is None else self.shared.floor
 
     @property
     def pattern(self) -> NM | Blocks:
@@ -223,6 +223,9 @@ def _check(budget: Budget) -> None:
     if budget.sparsity is not None:
         entries_to_keep(1, budget.sparsity)  # refuses what is no fraction in [0, 1)
         object.__setattr__(budget, "sparsity", float(budget.sparsity))
-    if budget.floor is not None and not isinstance(budget, Pattern):
-        object.__setattr__(budget, "floor", number("floor", budget.floor, least=0.0, most=1.0))
     one_of("group", budget.group, GROUP_NAMES)
+
+
+def _check_floor(budget: Shared | MaxError) -> None:
+    if budget.floor is not None:
+        object.__setattr__(budget, "floor", number("floor", budget.floor, least=0.0, most=1.0))

@@ -41,7 +41,9 @@ PRESETS: dict[str, Recipe] = {
     "auto": Recipe(Magnitude()),
 }
 #: What "auto" is where there are calibration inputs.
-CALIBRATED_AUTO = Recipe(Magnitude(), budget=ERK(group="row"), refit=ALPS())
+CALIBRATED_AUTO = Recipe(
+    Magnitude(), budget=ERK(group="row"), refit=ALPS(), fallback=PRESETS["magnitude"]
+)
 
 
 def preset(name: str, sparsity: float | None = None, *, calibrated: bool = False) -> Recipe:

@@ -35,6 +35,8 @@ class Recipe:
         select: which weights it is for.
         calibrated: whether to refuse to run without calibration inputs, as a refit that needs them
             does anyway.
+        fallback: what is done to a layer whose inputs cannot be seen, with its share of this
+            recipe's budget; None for this recipe without what needs inputs.
 
     Raises:
         TypeError, ValueError: name the part, what was expected and what came.
@@ -50,6 +52,7 @@ class Recipe:
     refit: Refit | None = field(default=None, kw_only=True)
     select: Select = field(default_factory=Select, kw_only=True)
     calibrated: bool = field(default=False, kw_only=True)
+    fallback: "Recipe | None" = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _require("method", self.method, Method, "a method such as Magnitude()")
@@ -58,6 +61,12 @@ class Recipe:
             _require("refit", self.refit, Refit, "None or a refit such as LeastSquares()")
         _require("select", self.select, Select, "Select(...)")
         boolean("calibrated", self.calibrated)
+        if self.fallback is not None:
+            _require("fallback", self.fallback, Recipe, "None or a Recipe")
+            if self.fallback.needs_inputs:
+                raise ValueError(
+                    f"fallback: expected a recipe that needs no inputs; got {self.fallback!r}"
+                )
         pattern, law = self.budget.pattern, self.method.law
         if isinstance(pattern, Blocks) and self.method.draws:
             raise ValueError(f"budget: blocks are kept, not drawn; got method {self.method!r}")
@@ -96,8 +105,10 @@ class Recipe:
         """
         return self if sparsity is None else replace(self, budget=self.budget.at(sparsity))
 
-    def without_inputs(self) -> Self:
-        """The same recipe for a layer whose inputs are not known: no refit that needs them."""
+    def without_inputs(self) -> "Recipe":
+        """What is done to a layer whose inputs are not known."""
+        if self.fallback is not None:
+            return self.fallback
         refit = self.refit
         if refit is None or not (refit.needs_inputs or refit.bias_correction):
             return self
@@ -120,6 +131,8 @@ class Recipe:
             found["refit"] = part_to_plain(self.refit)
         if self.select != Select():
             found["select"] = part_to_plain(self.select)
+        if self.fallback is not None:
+            found["fallback"] = self.fallback.to_dict()
         return found | ({"calibrated": True} if self.calibrated else {})
 
     @classmethod
@@ -129,7 +142,13 @@ class Recipe:
         Raises:
             TypeError, ValueError: name the key, as in "budget.floor".
         """
-        return cls(**from_plain(values))
+        found = from_plain(values)
+        if "fallback" in found:
+            try:
+                found["fallback"] = cls.from_dict(found["fallback"])
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"fallback.{error}") from error
+        return cls(**found)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a TOML file, whole or not at all; an existing one only with `force`."""

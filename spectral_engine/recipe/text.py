@@ -25,7 +25,7 @@ from spectral_engine.recipe.select import Select
 
 #: The parts of a recipe that have a name, and their classes.
 _NAMED: dict[str, Mapping[str, type]] = {"method": METHODS, "budget": BUDGETS, "refit": REFITS}
-_KEYS = (*_NAMED, "select", "calibrated")
+_KEYS = (*_NAMED, "select", "calibrated", "fallback")
 
 
 def part_to_plain(part: Method | Budget | Refit | Select) -> dict[str, Any]:

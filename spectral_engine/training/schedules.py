@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from spectral_engine._util.checks import integer, number
+
 
 class Schedule:
     """Steps, counted from 0, at which to prune, and the sparsity to reach at each.
@@ -16,8 +18,8 @@ class Schedule:
         if not targets:
             raise ValueError("targets: expected at least one step; got none")
         for step in targets:
-            count("targets: step", step, least=0)
-        self.targets = {step: fraction(targets[step]) for step in sorted(targets)}
+            integer("targets: step", step, least=0)
+        self.targets = {step: _fraction("sparsity", targets[step]) for step in sorted(targets)}
         asked = list(self.targets.values())
         if asked != sorted(asked):
             raise ValueError(f"targets: expected sparsities that never fall; got {asked}")
@@ -51,10 +53,10 @@ class Iterative(Schedule):
     """
 
     def __init__(self, sparsity: float, rounds: int, every: int = 1, start: int = 0) -> None:
-        count("rounds", rounds)
-        count("every", every)
-        count("start", start, least=0)
-        kept = 1.0 - fraction(sparsity)
+        integer("rounds", rounds, least=1)
+        integer("every", every, least=1)
+        integer("start", start, least=0)
+        kept = 1.0 - _fraction("sparsity", sparsity)
         super().__init__(
             {
                 start + index * every: 1.0 - kept ** ((index + 1) / rounds)
@@ -86,7 +88,7 @@ class Cubic(Schedule):
     def __init__(
         self, sparsity: float, end: int, every: int = 1, start: int = 0, initial: float = 0.0
     ) -> None:
-        final, initial = fraction(sparsity), fraction(initial, "initial")
+        final, initial = _fraction("sparsity", sparsity), _fraction("initial", initial)
         steps = _steps(start, end, every)
         super().__init__(
             {
@@ -97,27 +99,15 @@ class Cubic(Schedule):
 
 
 def _steps(start: int, end: int, every: int) -> range:
-    count("start", start, least=0)
-    count("every", every)
-    count("end", end, least=start + 1)
+    integer("start", start, least=0)
+    integer("every", every, least=1)
+    integer("end", end, least=start + 1)
     last = range(start, end + 1, every)
     if last[-1] != end:
         raise ValueError(f"end: expected start plus a multiple of every, {every}; got {end}")
     return last
 
 
-def count(name: str, value: Any, least: int = 1) -> None:
-    """TypeError unless `value` is an integer, ValueError unless it is `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer; got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected {least} or more; got {value}")
-
-
-def fraction(value: Any, name: str = "sparsity") -> float:
-    """The value, a fraction in [0, 1); TypeError or ValueError that names it otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number; got {value!r}")
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name}: expected the fraction of zeros, in [0, 1); got {value!r}")
-    return float(value)
+def _fraction(name: str, value: Any) -> float:
+    """The value, a fraction of zeros in [0, 1)."""
+    return number(name, value, least=0.0, below=1.0, meaning="the fraction of zeros,")

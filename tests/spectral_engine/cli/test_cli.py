@@ -44,30 +44,27 @@ def call(monkeypatch, capsys):
 
 def test_prune_equals_the_api(source, call):
     """Catches an option that does not arrive, and bits that depend on how one calls."""
-    options = {
-        "method": "randomized", "sparsity": 0.5, "law": "l2", "group": "row", "seed": 5,
-        "refit": "scale",
-    }  # fmt: skip
-    flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+    recipe = se.Recipe(se.Randomized(law="l2"), budget=se.Uniform(group="row"), refit=se.Scale())
+    recipe.save("recipe.toml")
     status, out, err = call(
-        "prune", source, "-o", "out.safetensors", *flags, "--ignore", "b", "--targets", "*",
-        "--targets", "a",
+        "prune", source, "-o", "out.safetensors", "--recipe", "recipe.toml", "--sparsity", 0.5,
+        "--seed", 5, "--ignore", "b", "--targets", "*", "--targets", "a",
     )  # fmt: skip
     assert (status, err) == (0, "")
-    se.prune_file(source, "api.safetensors", ignore="b", **options)
+    se.prune_file(source, "api.safetensors", recipe, 0.5, ignore="b", seed=5)
     assert Path("out.safetensors").read_bytes() == Path("api.safetensors").read_bytes()
     assert "a.weight" in out
     assert "ignored by 'b'" in out
     assert out.splitlines()[-1] == "wrote out.safetensors"
 
 
-def test_rank_and_measure(source, call):
-    """Catches --rank or --measure lost on the way."""
-    arguments = ("prune", source, "-o", "o.safetensors", "--method", "principal", "--rank", 2)
+def test_measure(source, call):
+    """Catches --recipe or --measure lost on the way."""
+    arguments = ("prune", source, "-o", "o.safetensors", "--recipe", "principal")
     status, out, _ = call(*arguments, "--measure", "--json")
     assert status == 0
     report = json.loads(out)
-    assert [layer["rank"] for layer in report["layers"]] == [2, 2]
+    assert [layer["rank"] for layer in report["layers"]] == [4, 3]
     assert all(layer["spectral"] > 0 for layer in report["layers"])
 
 
@@ -77,7 +74,7 @@ def test_json_is_all_there_is_on_stdout(source, call):
     assert (status, err) == (0, "")
     report = json.loads(out)
     assert report["output"] == "out.safetensors"
-    assert report["method"] == "magnitude"
+    assert report["recipes"][0]["method"] == {"name": "magnitude"}
     assert {layer["name"] for layer in report["layers"]} == {"a.weight", "b.weight"}
 
 
@@ -88,7 +85,7 @@ def test_long_names_stay_on_one_line_in_a_log(tmp_path, call):
     path = tmp_path / "in.safetensors"
     save_file({name: torch.randn(8, 8) for name in names}, path)
     target = tmp_path / "out.safetensors"
-    status, out, _ = call("prune", path, "-o", target, "--method", "principal", "--measure")
+    status, out, _ = call("prune", path, "-o", target, "--recipe", "principal", "--measure")
     assert status == 0
     for name in (*names[:2], "?[2Jwipe"):
         assert any(name in line and "0.90" in line for line in out.splitlines()), name
@@ -104,12 +101,11 @@ ERRORS = [
     (["short.safetensors", "-o", "out.safetensors"], "short.safetensors"),
     (["nan.safetensors", "-o", "out.safetensors"], "tensor 'c.weight': weight: expected finite"),
     (["in.safetensors", "-o", "out.safetensors", "--sparsity", "1.5"], "[0, 1); got 1.5"),
-    (["in.safetensors", "-o", "out.safetensors", "--method", "nope"], "method: expected one of"),
-    (["in.safetensors", "-o", "out.safetensors", "--law", "nope"], "law: expected one of"),
-    (["in.safetensors", "-o", "out.safetensors", "--refit", "nope"], "refit: expected"),
-    (["in.safetensors", "-o", "out.safetensors", "--group", "nope"], "group: expected one of"),
-    (["in.safetensors", "-o", "out.safetensors", "--rank", "0"], "rank: expected at least 1"),
-    (["in.safetensors", "-o", "out.safetensors", "--seed", "-1"], "seed: expected an integer"),
+    (["in.safetensors", "-o", "out.safetensors", "--recipe", "nope"], "recipe: expected one of"),
+    (["in.safetensors", "-o", "out.safetensors", "--recipe", "bad.toml"], "bad.toml: budget.floor"),
+    (["in.safetensors", "-o", "out.safetensors", "--recipe", "no.toml"], "no.toml: No such file"),
+    (["in.safetensors", "-o", "out.safetensors", "--recipe", "wanda"], "needs calibration inputs"),
+    (["in.safetensors", "-o", "out.safetensors", "--seed", "-1"], "seed: expected 0 to"),
     (["in.safetensors", "-o", "out.safetensors", "--targets", "re:("], "regular expression"),
     (["in.safetensors", "-o", "out.safetensors", "--targets", "Linear"], "knows no class names"),
     (["empty", "-o", "out"], "expected one of model.safetensors"),
@@ -121,6 +117,7 @@ def test_mistakes_are_one_line(source, call, arguments, message):
     """Catches a traceback, a message broken over lines, words on standard output, a zero status,
     and anything left on the disk."""
     Path("in.txt").write_text("x")
+    Path("bad.toml").write_text('budget = {name = "erk", floor = 2}')
     Path("empty").mkdir()
     Path("short.safetensors").write_bytes(source.read_bytes()[:-1])
     save_file({"a.weight": torch.ones(4, 4), "c.weight": torch.ones(4, 4) / 0}, "nan.safetensors")
@@ -163,8 +160,9 @@ def test_usage(call):
     assert "demo" in out
     status, out, _ = call("prune", "--help")
     assert status == 0
-    for option in ("output", "method", "sparsity", "rank", "law", "group", "refit", "seed",
-                   "targets", "ignore", "measure", "force", "json"):  # fmt: skip
+    for option in (
+        "output", "recipe", "sparsity", "seed", "targets", "ignore", "measure", "force", "json",
+    ):  # fmt: skip
         assert f"--{option}" in out
     assert "--no-force" not in out
     assert "…" not in out

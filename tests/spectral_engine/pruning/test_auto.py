@@ -1,8 +1,8 @@
 """Method "auto": magnitude, and with calibration inputs what bench/quality speaks for."""
 
 import copy
+from dataclasses import replace
 
-import pytest
 import torch
 from torch import nn
 
@@ -34,54 +34,32 @@ def test_without_calibration_it_is_magnitude():
     report = se.prune(model, "auto", 0.5)
     se.prune(other, "magnitude", 0.5)
     assert same(model, other)
-    assert (report.method, report.options["refit"], report.options["group"]) == (
-        "auto", None, "tensor",
-    )  # fmt: skip
+    assert report.recipes == (se.Recipe(budget=se.Uniform(0.5)),)
 
 
-def test_with_calibration_it_is_admm_by_row_under_erk():
+def test_with_calibration_it_is_alps_by_row_under_erk():
     """Calibration batches that "auto" makes no use of, or uses otherwise than documented."""
     model, other = network(), network()
     report = se.prune(model, "auto", 0.5, calibration=batches())
-    chosen = {"refit": "admm", "group": "row", "allocation": "erk"}
-    se.prune(other, "magnitude", 0.5, calibration=batches(), **chosen)
+    chosen = se.Recipe(se.Magnitude(), budget=se.ERK(0.5, group="row"), refit=se.ALPS())
+    se.prune(other, chosen, calibration=batches())
     assert same(model, other)
-    assert {name: report.options[name] for name in chosen} == chosen
+    assert report.recipes == (replace(chosen, fallback=se.Recipe()),)
     assert len({row.requested for row in report.layers}) == 2
     inputs = batches()[0]
     weight = network()[0].weight.detach()
     one = se.sparsify(weight, "auto", 0.5, inputs=inputs).weight
-    two = se.sparsify(weight, "magnitude", 0.5, inputs=inputs, refit="admm", group="row").weight
+    alone = se.Recipe(budget=se.Uniform(0.5, group="row"), refit=se.ALPS())
+    two = se.sparsify(weight, alone, inputs=inputs).weight
     assert torch.equal(one, two)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"refit": "least-squares"},
-        {"pattern": "2:4"},
-        {"allocation": "uniform"},
-        {"sparsity": None, "max_error": 0.3},
-    ],
-)
-def test_what_is_asked_for_stays(options):
-    """A refit, a pattern, an allocation or an error that "auto" overrides."""
-    model, other = network(), network()
-    se.prune(model, "auto", calibration=batches(), **options)
-    given = "pattern" in options or "max_error" in options
-    expected = {"refit": "admm", "allocation": "uniform" if given else "erk"} | options
-    group = "tensor" if "pattern" in options else "row"
-    se.prune(other, "magnitude", calibration=batches(), group=group, **expected)
-    assert same(model, other)
 
 
 def test_a_layer_without_inputs_is_pruned_by_magnitude():
     """A layer that no batch reaches pruned by row, which "auto" without inputs is not."""
     model = nn.ModuleDict({"seen": nn.Linear(24, 16), "unseen": nn.Linear(24, 16)})
     other = copy.deepcopy(model["unseen"])
-    report = se.prune(
-        model, "auto", 0.5, calibration=batches(), forward=lambda m, batch: m["seen"](batch)
-    )
+    calibration = se.Calibration(batches(), forward=lambda m, batch: m["seen"](batch))
+    report = se.prune(model, "auto", 0.5, calibration=calibration)
     se.prune(other, "magnitude", 0.5)
     assert torch.equal(model["unseen"].weight, other.weight)
     assert {row.name: row.uncalibrated is None for row in report.layers} == {

@@ -13,6 +13,8 @@ from torch import nn
 
 import spectral_engine as se
 
+BY_ROW = se.Uniform(group="row")
+
 
 class Net(nn.Module):
     """One of each: convolutions, linear layers, what is not pruned, a buffer."""
@@ -301,13 +303,13 @@ def test_lazy_layer_is_refused():
     ("options", "error", "message"),
     [
         ({"sparsity": 1.0}, ValueError, "sparsity: "),
-        ({"method": "nope"}, ValueError, "method: "),
-        ({"rank": 0}, ValueError, "rank: "),
-        ({"rank": 1.5}, TypeError, "rank: "),
+        ({"recipe": "nope"}, ValueError, "recipe: "),
+        ({"recipe": ["magnitude", 3]}, TypeError, "recipe: "),
+        ({"recipe": "wanda"}, ValueError, "calibration: 'wanda' needs calibration inputs"),
         ({"seed": -1}, ValueError, "seed: "),
-        ({"group": "nope"}, ValueError, "group: "),
-        ({"law": "nope"}, ValueError, "law: "),
-        ({"refit": "nope"}, ValueError, "refit: "),
+        ({"seed": 1.5}, TypeError, "seed: "),
+        ({"measure": "yes"}, TypeError, "measure: expected True or False"),
+        ({"progress": 3}, TypeError, "progress: expected True"),
         ({"masks": 1}, TypeError, "masks: expected True or False; got 1"),
         ({"model": torch.ones(3, 3)}, TypeError, "model: expected a torch.nn.Module; got Tensor"),
         ({"model": nn.ReLU()}, ValueError, "targets: no prunable weight is left"),
@@ -347,7 +349,7 @@ def test_draws_follow_seed_and_name():
 def test_rank_is_cut_to_small_layers():
     """Catches a rank for the large layers that a small one refuses."""
     model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 2))
-    report = se.prune(model, "principal", 0.5, rank=np.int64(10))
+    report = se.prune(model, se.Principal(rank=np.int64(10)), 0.5)
     assert [row.rank for row in report.layers] == [10, 2]
 
 
@@ -357,15 +359,13 @@ def test_report_in_all_its_forms(tmp_path):
     model = nn.ModuleDict({"[bold]a": nn.Linear(8, 6), "[/b]": nn.Linear(6, 4)})
     model["free"] = nn.Embedding(3, 3)
     rows = []
-    report = se.prune(
-        model, "principal", 0.5, rank=3, seed=np.int64(7), group="row", measure=True,
-        progress=rows.append,
-    )  # fmt: skip
+    recipe = se.Recipe(se.Principal(rank=3), budget=se.Uniform(0.5, group="row"))
+    report = se.prune(model, recipe, seed=np.int64(7), measure=True, progress=rows.append)
     assert rows == report.layers
     assert (report.size, report.nnz, report.sparsity) == (72, 36, 0.5)
     plain = report.to_dict()
     assert plain["seed"] == 7
-    assert (plain["options"]["rank"], plain["options"]["group"]) == (3, "row")
+    assert plain["recipes"] == [recipe.to_dict()]
     assert plain["layers"][0]["spectral"] > 0
     report.save(tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text()) == json.loads(json.dumps(plain))
@@ -402,12 +402,18 @@ class Depthwise(nn.Sequential):
     ("options", "nnz"),
     [
         ({}, 7),
-        ({"refit": "scale"}, 7),
+        ({"recipe": se.Recipe(refit=se.Scale())}, 7),
         ({"calibration": [torch.ones(1, 3, 9, 9)]}, 7),
-        ({"method": "randomized", "refit": "scale"}, None),
-        ({"group": "row"}, 16),
-        ({"group": "row", "calibration": [torch.ones(1, 3, 9, 9)]}, 16),
-        ({"method": "auto", "allocation": "uniform", "calibration": [torch.ones(1, 3, 9, 9)]}, 16),
+        ({"recipe": se.Recipe(se.Randomized(), refit=se.Scale())}, None),
+        ({"recipe": se.Recipe(budget=BY_ROW)}, 16),
+        ({"recipe": "wanda", "calibration": [torch.ones(1, 3, 9, 9)]}, 16),
+        (
+            {
+                "recipe": se.Recipe(budget=BY_ROW, refit=se.ALPS()),
+                "calibration": [torch.ones(1, 3, 9, 9)],
+            },
+            16,
+        ),
     ],
 )
 def test_groups_too_small_for_the_sparsity_leave_no_layer_empty(options, nnz):
@@ -428,19 +434,33 @@ def test_a_layer_smaller_than_its_share_keeps_one_entry(tmp_path):
     report = se.prune_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors", sparsity=0.9)
     assert [layer.nnz for layer in report.layers] == [1, 410]
     blocks = nn.Linear(32, 16)
-    assert se.prune(blocks, sparsity=0.9, pattern="16x16").nnz == 256
+    assert se.prune(blocks, se.Recipe(budget=se.Pattern("16x16"))).nnz == 256
 
 
-def test_what_batches_would_need_is_refused_without_them():
-    """Catches an option of calibration that is passed over where the batches were forgotten."""
-    for options in ({"asymmetric": True}, {"sequential": True}, {"forward": torch.relu}):
-        with pytest.raises(ValueError, match="expected the default without calibration"):
-            se.prune(two(), **options)
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_error_on_the_way_changes_nothing(interrupted):
+    """Catches layers that stay pruned when a later one cannot be, or when the caller's own progress
+    fails: half a model pruned, without a report."""
+    model = two(dtype=torch.float64)
+    if not interrupted:
+        with torch.no_grad():
+            model[1].weight.mul_(1e-60)  # scored in float32, where it is all zeros
+    before = state(model)
+
+    def progress(row):
+        if interrupted and row.name == "1.weight":
+            raise RuntimeError("enough")
+
+    with pytest.raises((ValueError, RuntimeError), match=r"enough|1\.weight"):
+        se.prune(model, "magnitude", 0.5, progress=progress if interrupted else False)
+    assert same(before, state(model))
+    assert se.masks(model) == {}
 
 
 def test_numbers_of_numpy_are_saved(tmp_path):
     """Catches a report that cannot be written once the model has been changed."""
-    report = se.prune(two(), sparsity=np.float32(0.5), allocation="global", floor=np.float32(0.1))
+    budget = se.Global(np.float32(0.5), floor=np.float32(0.1))
+    report = se.prune(two(), se.Recipe(budget=budget))
     report.save(tmp_path / "report.json")
     saved = json.loads((tmp_path / "report.json").read_text())
-    assert saved["options"]["floor"] == pytest.approx(0.1)
+    assert saved["recipes"][0]["budget"]["floor"] == pytest.approx(0.1)

@@ -7,14 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spectral_engine as se
-from spectral_engine.matrix import refit as refits
-from spectral_engine.matrix.alps import admm_mask
 from spectral_engine.matrix.moments import Accumulator, Moments
-from spectral_engine.matrix.refit import bias_shift, least_squares, spectral
-from spectral_engine.matrix.sparsegpt import inverse_factor, sparsegpt
-from spectral_engine.recipe.legacy import REFITS
+from spectral_engine.recipe.refits import REFITS
+from spectral_engine.refitting import least_squares as least_squares_module
+from spectral_engine.refitting.alps import alps_mask
+from spectral_engine.refitting.apply import MaskBudget, bias_shift, refitted
+from spectral_engine.refitting.least_squares import least_squares
+from spectral_engine.refitting.sparsegpt import inverse_factor, sparsegpt
+from spectral_engine.refitting.spectral import spectral_refit
 
-CALIBRATED = [name for name, refit in REFITS.items() if refit.needs_inputs]
+CALIBRATED = [se.LeastSquares(), se.SparseGPT(), se.ALPS()]
+
+
+def recipe(
+    refit: se.Refit | None = None, group: str = "tensor", sparsity: float = 0.5
+) -> se.Recipe:
+    return se.Recipe(budget=se.Uniform(sparsity, group=group), refit=refit)
 
 
 def problem(m: int, n: int, samples: int = 400, seed: int = 0, dtype=torch.float64):
@@ -56,7 +64,7 @@ def test_least_squares_in_runs_of_rows(monkeypatch):
     A, mask, X = problem(23, 12)
     moments = Moments.of(X, 12)
     whole = least_squares(A, mask, moments, tolerance=1e-12, steps=200)
-    monkeypatch.setattr(refits, "_CHUNK", 1)
+    monkeypatch.setattr(least_squares_module, "_CHUNK", 1)
     runs = least_squares(A, mask, moments, tolerance=1e-12, steps=200)
     assert torch.allclose(whole, runs, rtol=1e-9, atol=1e-12)
 
@@ -94,13 +102,13 @@ def test_inputs_of_zeros_change_nothing():
     nothing = Moments.of(torch.zeros(4, 7), 7)
     assert torch.equal(least_squares(A, mask, nothing), A * mask)
     assert torch.isfinite(sparsegpt(A, nothing, 0.5)).all()
-    assert torch.equal(admm_mask(A, nothing, lambda X: X * mask), mask)
+    assert torch.equal(alps_mask(A, nothing, lambda X: X * mask), mask)
 
 
 def test_spectral_is_the_exact_solution():
     """Catches a subspace on the wrong side, a ridge that is lost, or CG that ends early."""
     A, mask, _ = problem(8, 6)
-    found = spectral(A, mask, rank=2, ridge=0.3, tolerance=1e-12, steps=300)
+    found = spectral_refit(A, mask, rank=2, ridge=0.3, tolerance=1e-12, steps=300)
     svd = se.spectrum(A, 2)
     P, Q = svd.U @ svd.U.mT, svd.Vh.mT @ svd.Vh
     # vec(P S + S Q + ridge S), row by row
@@ -118,7 +126,7 @@ def test_spectral_restores_leading_values():
     U, V = (torch.linalg.qr(torch.randn(64, 64, generator=generator))[0] for _ in range(2))
     A = (U * torch.arange(1, 65).pow(-1.0)) @ V.mT
     plain = se.sparsify(A, sparsity=0.8)
-    found = se.sparsify(A, sparsity=0.8, refit="spectral")
+    found = se.sparsify(A, recipe(se.SpectralRefit(), sparsity=0.8))
     assert torch.equal(found.mask, plain.mask)
     assert found.report.errors.spectral < 0.9 * plain.report.errors.spectral
 
@@ -162,13 +170,13 @@ def test_moments_that_cannot_be_factored_are_refused():
         inverse_factor(torch.tensor([[1.0, 100.0], [100.0, 1.0]]), 0.01)
 
 
-@pytest.mark.parametrize("refit", ["sparsegpt", "admm"])
+@pytest.mark.parametrize("refit", [se.SparseGPT(), se.ALPS()])
 @pytest.mark.parametrize("group", ["tensor", "row"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.9])
 def test_own_masks_keep_the_count(refit, group, sparsity):
     """Catches a budget that is missed by a rounding in each block of columns."""
     A, _, X = problem(10, 140, dtype=torch.float32)
-    out = se.sparsify(A, sparsity=sparsity, refit=refit, inputs=X, group=group)
+    out = se.sparsify(A, recipe(refit, group, sparsity), inputs=X)
     if group == "row":
         assert (out.mask.sum(1) == 140 - round(sparsity * 140)).all()
     else:
@@ -179,20 +187,20 @@ def test_own_masks_keep_the_count(refit, group, sparsity):
 def test_own_masks_under_a_pattern():
     """Catches a pattern that the refit's own choice forgets."""
     A, _, X = problem(10, 136)
-    budget = refits.Budget(0.5, "row", "2:4")
-    for refit in ("sparsegpt", "admm"):
-        found = refits.refitted(refit, A, A, Moments.of(X, 136), budget)
+    budget = MaskBudget(0.5, "row", se.Pattern("2:4").pattern)
+    for refit in (se.SparseGPT(), se.ALPS()):
+        found = refitted(refit, A, A, Moments.of(X, 136), budget)
         assert ((found != 0).reshape(10, 34, 4).sum(-1) == 2).all()
 
 
-@pytest.mark.parametrize("refit", ["sparsegpt", "admm"])
+@pytest.mark.parametrize("refit", [se.SparseGPT(), se.ALPS()])
 def test_zeros_stay_zero(refit):
     """Catches pruned entries that grow back when a matrix is pruned further."""
     A, mask, X = problem(12, 140)
-    out = se.sparsify(A * mask, sparsity=0.7, refit=refit, inputs=X)
+    out = se.sparsify(A * mask, recipe(refit, sparsity=0.7), inputs=X)
     assert not (out.mask & ~mask).any()
     assert out.nnz == 12 * 140 - round(0.7 * 12 * 140)
-    out = se.sparsify(A * mask, sparsity=0.1, refit=refit, inputs=X)
+    out = se.sparsify(A * mask, recipe(refit, sparsity=0.1), inputs=X)
     assert not (out.mask & ~mask).any()
 
 
@@ -200,20 +208,29 @@ def test_each_better_than_the_last():
     """Catches a refit that does not lower the error on its inputs as it should."""
     A, _, X = problem(48, 96, samples=3000, dtype=torch.float32)
     error = {
-        refit: output_error(A, se.sparsify(A, sparsity=0.6, refit=refit, inputs=X,
-                                           group="row").weight, X)
-        for refit in (None, "sparsegpt", "least-squares", "admm")
-    }  # fmt: skip
-    assert error["admm"] < 0.95 * min(error["least-squares"], error["sparsegpt"])
+        name: output_error(
+            A, se.sparsify(A, recipe(kind and kind(), "row", 0.6), inputs=X).weight, X
+        )
+        for name, kind in {None: None, **REFITS}.items()
+        if kind is None or kind.needs_inputs
+    }
+    assert error["alps"] < 0.95 * min(error["least-squares"], error["sparsegpt"])
     assert error["least-squares"] < 0.8 * error[None]
     assert error["sparsegpt"] < error[None]
 
 
-@pytest.mark.parametrize("refit", [None, "spectral", *CALIBRATED])
+@pytest.mark.parametrize(
+    "refit",
+    [
+        se.BiasCorrection(),
+        *(kind(bias_correction=True) for kind in (se.SpectralRefit, se.LeastSquares, se.SparseGPT)),
+        se.ALPS(bias_correction=True),
+    ],
+)
 def test_bias_correction_keeps_the_mean(refit):
     """Catches a shift of the wrong sign, or of the weights before the refit."""
     A, _, X = problem(8, 20)
-    out = se.sparsify(A, sparsity=0.5, refit=refit, inputs=X, bias_correction=True)
+    out = se.sparsify(A, recipe(refit), inputs=X)
     before, after = (X @ A.mT).mean(0), (X @ out.weight.mT).mean(0) + out.bias
     assert torch.allclose(before, after, rtol=1e-10, atol=1e-10)
 
@@ -255,7 +272,7 @@ def test_inputs_of_two_models():
     assert torch.allclose((dense @ A.mT).mean(0), (X @ found.mT).mean(0) + shift)
 
 
-@pytest.mark.parametrize("refit", ["spectral", *CALIBRATED])
+@pytest.mark.parametrize("refit", [se.SpectralRefit(), *CALIBRATED])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("numpy", [False, True])
 def test_kinds_and_dtypes(refit, dtype, numpy):
@@ -264,10 +281,10 @@ def test_kinds_and_dtypes(refit, dtype, numpy):
         pytest.skip("NumPy has no bfloat16")
     A, _, X = problem(12, 16, dtype=dtype)
     weight = A.numpy() if numpy else A
-    out = se.sparsify(weight, sparsity=0.5, refit=refit, inputs=X)
+    out = se.sparsify(weight, recipe(refit), inputs=X)
     assert type(out.weight) is type(weight)
     assert out.weight.dtype == weight.dtype
-    reference = se.sparsify(A.double(), sparsity=0.5, refit=refit, inputs=X)
+    reference = se.sparsify(A.double(), recipe(refit), inputs=X)
     rounding = 0.05 if dtype == torch.bfloat16 else 0.01
     difference = torch.as_tensor(out.weight).double() - reference.weight
     same = torch.as_tensor(out.mask) == reference.mask
@@ -279,8 +296,8 @@ def test_convolutions_and_strides():
     """Catches a refit that writes to a copy of a weight which is not stored row by row."""
     A, _, X = problem(6, 36, dtype=torch.float32)
     weight = A.reshape(6, 4, 3, 3).to(memory_format=torch.channels_last)
-    found = se.sparsify(weight, sparsity=0.5, refit="least-squares", inputs=X).weight
-    flat = se.sparsify(A, sparsity=0.5, refit="least-squares", inputs=X).weight
+    found = se.sparsify(weight, recipe(se.LeastSquares()), inputs=X).weight
+    flat = se.sparsify(A, recipe(se.LeastSquares()), inputs=X).weight
     assert torch.allclose(found.reshape(6, 36), flat, rtol=1e-5, atol=1e-6)
 
 
@@ -291,9 +308,9 @@ def test_calibrated_spectral_scores_are_of_the_scaled_matrix():
     scale = X.square().mean(0).sqrt()
     U, S, Vh = torch.linalg.svd(A * scale, full_matrices=False)
     B = (U[:, :3] * S[:3]) @ Vh[:3]
-    for method, score in (("principal", B.abs()), ("aligned", (A * scale * B).clamp(min=0))):
-        options = {"mixture": 0.0} if method == "principal" else {}
-        out = se.sparsify(A, method, 0.75, rank=3, inputs=X, **options)
+    principal, aligned = se.Principal(rank=3, mixture=0.0), se.Aligned(rank=3)
+    for method, score in ((principal, B.abs()), (aligned, (A * scale * B).clamp(min=0))):
+        out = se.sparsify(A, method, 0.75, inputs=X)
         assert torch.equal(out.mask, score >= score.flatten().topk(30).values[-1])
 
 
@@ -301,22 +318,23 @@ def test_overflow_is_refused():
     """Catches infinities written into a float16 weight."""
     A = torch.full((4, 4), 6e4, dtype=torch.float16)
     X = torch.ones(20, 4) + 1e-3 * torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"refit: entries that 'least-squares' gives overflow"):
-        se.sparsify(A, sparsity=0.5, refit="least-squares", inputs=X)
+    with pytest.raises(ValueError, match=r"refit: entries that LeastSquares\(\) gives overflow"):
+        se.sparsify(A, recipe(se.LeastSquares()), inputs=X)
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        *(({"refit": name}, ValueError, f"refit: '{name}' needs calibration inputs")
-          for name in CALIBRATED),
-        ({"bias_correction": True}, ValueError, "bias_correction: needs calibration inputs"),
-        ({"bias_correction": 1}, TypeError, "bias_correction: expected True or False; got 1"),
-        ({"inputs": Moments(torch.eye(3), torch.zeros(3), 1)}, ValueError,
-         r"inputs: expected moments \(4, 4\); got \(3, 3\)"),
-    ],
-)  # fmt: skip
-def test_bad_options(options, error, message):
+    "refit", [*CALIBRATED, se.BiasCorrection(), se.Scale(bias_correction=True)]
+)
+def test_inputs_are_asked_for(refit):
     """Catches a refit without what it needs, which would leave the weight as it was."""
-    with pytest.raises(error, match=message):
-        se.sparsify(np.ones((2, 4), np.float32), **options)
+    with pytest.raises(ValueError, match=r"calibration: .* needs calibration inputs; got none"):
+        se.sparsify(np.ones((2, 4), np.float32), recipe(refit))
+
+
+def test_moments_of_another_layer():
+    """Catches moments of another number of inputs, which would fail in a product."""
+    other = Moments(torch.eye(3), torch.zeros(3), 1)
+    with pytest.raises(ValueError, match=r"inputs: expected moments \(4, 4\); got \(3, 3\)"):
+        se.sparsify(np.ones((2, 4), np.float32), inputs=other)
+    with pytest.raises(TypeError, match="bias_correction: expected True or False; got 1"):
+        se.ALPS(bias_correction=1)

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from torch import nn
 import spectral_engine as se
-from spectral_engine.calibration.calibrator import Calibration
+from spectral_engine.calibration.calibrator import Calibrator
+from spectral_engine.calibration.request import Calibration, Request
 from spectral_engine.layers.find import find_layers
-from spectral_engine.recipe.legacy import REFITS
+from spectral_engine.recipe.refits import REFITS
 from spectral_engine.layers.selector import Selector
 
 ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back at once
 torch.set_num_threads(1)
-refit = sys.argv[1]
+refit = REFITS[sys.argv[1]]()
 
 def status(field):
     found = re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())
@@ -28,10 +29,11 @@ def prune(n, m, dtype):
     torch.manual_seed(0)
     model, data = nn.Sequential(nn.Linear(n, m, dtype=dtype)), list(torch.randn(9, 4, n).to(dtype))
     layers = find_layers(model, Selector.of(None, None))[0]
-    stated = Calibration(model, layers, data, refit=REFITS[refit]).bytes
+    requests = [Request(layer, refit) for layer in layers]
+    stated = Calibrator(model, requests, Calibration(data)).bytes
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = status("VmRSS")
-    se.prune(model, sparsity=0.5, calibration=data, refit=refit, masks=False)
+    se.prune(model, se.Recipe(refit=refit), 0.5, calibration=data, masks=False)
     return stated, status("VmHWM") - before
 
 for case in ((1280, 32, torch.float32), (256, 6144, torch.float32), (256, 6144, torch.bfloat16)):
@@ -41,7 +43,7 @@ for case in ((1280, 32, torch.float32), (256, 6144, torch.float32), (256, 6144, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("refit", ["least-squares", "spectral", "sparsegpt", "admm"])
+@pytest.mark.parametrize("refit", ["least-squares", "spectral", "sparsegpt", "alps"])
 def test_a_refit_takes_the_memory_that_is_stated_first(refit):
     """Catches a matrix of the moments' size, or of the weight's, that a refit holds and the
     estimate leaves out; and an estimate of twice what is needed, which refuses what would fit.

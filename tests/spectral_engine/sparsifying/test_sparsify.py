@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,13 +30,11 @@ def test_names_and_defaults_are_the_contract():
     """Catches a renamed, reordered or dropped argument, which other code calls by name."""
     parameters = inspect.signature(se.sparsify).parameters
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert positional == ["weight", "method", "sparsity"]
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    contract = {
-        "method": "magnitude", "sparsity": 0.9, "rank": None, "law": None, "rescale": None,
-        "refit": None, "inputs": None, "seed": 0, "stream": 0, "group": "tensor",
+    assert positional == ["weight", "recipe", "sparsity"]
+    assert {name: one.default for name, one in parameters.items() if name != "weight"} == {
+        "recipe": "magnitude", "sparsity": None, "inputs": None, "seed": 0, "stream": 0,
     }  # fmt: skip
-    assert contract.items() <= defaults.items()
+    assert len(inspect.signature(se.prune).parameters) <= 10
     errors = inspect.signature(se.errors).parameters
     assert list(errors)[:3] == ["original", "sparse", "rank"]
     assert errors["rank"].default == 64
@@ -92,14 +91,14 @@ def test_views_equal_copies(method):
         assert np.array_equal(found, se.sparsify(flipped.copy(), method, 0.5).weight)
 
 
-@pytest.mark.parametrize("refit", [None, "scale"])
+@pytest.mark.parametrize("refit", [None, se.Scale()])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_grad_history(method, refit):
     """Catches a result that drags the autograd graph of a parameter along."""
     parameter = torch.nn.Parameter(gaussian(8, 6))
     before = parameter.detach().clone()
     for weight in (parameter, 2 * parameter):
-        out = se.sparsify(weight, method, 0.5, refit=refit)
+        out = se.sparsify(weight, replace(se.preset(method, 0.5), refit=refit))
         assert not out.weight.requires_grad
         assert out.weight.grad_fn is None
         assert out.report.errors.frobenius > 0
@@ -107,19 +106,29 @@ def test_no_grad_history(method, refit):
     assert torch.equal(parameter.detach(), before)
 
 
-@pytest.mark.parametrize("law", [None, *LAW_NAMES])
-@pytest.mark.parametrize("method", METHODS)
-def test_report_is_complete_and_true(method, law):
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(se.preset(name).method for name in METHODS),
+        *(
+            kind(law=law)
+            for kind in (se.Randomized, se.Principal, se.Aligned)
+            for law in LAW_NAMES
+            if law != "threshold"
+        ),
+    ],
+)
+def test_report_is_complete_and_true(method):
     """Catches a report that disagrees with the array it reports on, or that is no plain data."""
     weight = gaussian(30, 20)
-    out = se.sparsify(weight, method, 0.7, law=law, group="row")
+    recipe = se.Recipe(method, budget=se.Uniform(0.7, group="row"))
+    out = se.sparsify(weight, recipe)
     report = out.report
     assert out.nnz == report.nnz == int((out.weight != 0).sum())
     assert out.sparsity == report.sparsity == pytest.approx(1 - out.nnz / 600)
     assert torch.equal(out.mask, out.weight != 0)
-    assert (report.method, report.group, report.requested) == (method, "row", 0.7)
-    assert report.law == (law or {"randomized": "l1"}.get(method, "threshold"))
-    assert report.rank == (10 if method in ("principal", "aligned") else None)
+    assert (report.recipe, report.requested) == (recipe, 0.7)
+    assert report.rank == (10 if method.needs_low_rank else None)
     assert report.size == 600
     assert report.c > 0
     assert report.seconds > 0
@@ -186,12 +195,12 @@ def test_default_rank_and_principal_scores():
     for rank in (None, 3):
         k = rank or 8
         B = (U[:, :k] * S[:k]) @ Vh[:k]
-        out = se.sparsify(A, "principal", 0.75, rank=rank, mixture=0.0)
+        out = se.sparsify(A, se.Principal(rank=rank, mixture=0.0), 0.75)
         assert out.report.rank == k
         assert torch.equal(
             out.mask, B.abs() >= B.abs().flatten().kthvalue(A.numel() * 3 // 4 + 1)[0]
         )
-        out = se.sparsify(A, "aligned", 0.75, rank=rank)
+        out = se.sparsify(A, se.Aligned(rank=rank), 0.75)
         score = (A * B).clamp(min=0)
         assert torch.equal(out.mask, score >= score.flatten().kthvalue(A.numel() * 3 // 4 + 1)[0])
 
@@ -199,15 +208,15 @@ def test_default_rank_and_principal_scores():
 def test_mixture_goes_from_principal_to_magnitude():
     """Catches shares swapped, norms left out of the mixture, or a share that does nothing."""
     A = gaussian(24, 16)
-    whole = se.sparsify(A, "principal", 0.5, mixture=1.0)
+    whole = se.sparsify(A, se.Principal(mixture=1.0), 0.5)
     assert torch.equal(whole.mask, se.sparsify(A, "magnitude", 0.5).mask)
     U, S, Vh = torch.linalg.svd(A.double(), full_matrices=False)
     B = (U[:, :8] * S[:8]) @ Vh[:8]
     low, full = B.square() / B.square().sum(), A.double().square() / A.double().square().sum()
-    for share, options in ((0.3, {"mixture": 0.3}), (0.5, {}), (0.0, {"mixture": 0.0})):
+    for share in (0.3, 0.5, 0.0):
         score = (1 - share) * low + share * full
         expected = score >= score.flatten().kthvalue(A.numel() // 2 + 1)[0]
-        assert torch.equal(se.sparsify(A, "principal", 0.5, **options).mask, expected)
+        assert torch.equal(se.sparsify(A, se.Principal(mixture=share), 0.5).mask, expected)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +227,7 @@ def test_refit_scale_restores_the_first_value(dtype, numpy):
     """Catches a scalar that is inverted or applied to a copy; the support must stay."""
     weight = gaussian(40, 30, dtype=dtype)
     plain = se.sparsify(weight, "magnitude", 0.8)
-    out = se.sparsify(weight.numpy() if numpy else weight, "magnitude", 0.8, refit="scale")
+    out = se.sparsify(weight.numpy() if numpy else weight, se.Recipe(refit=se.Scale()), 0.8)
     found = torch.as_tensor(out.weight)
     assert found.dtype == dtype
     assert torch.equal(found != 0, plain.mask)
@@ -234,16 +243,16 @@ def test_refit_that_overflows_is_refused():
     weight = torch.full((8, 8), 6e4, dtype=torch.float16)
     for given_weight in (weight, weight.numpy()):
         with pytest.raises(ValueError, match=r"refit: .*overflow torch.float16"):
-            se.sparsify(given_weight, "magnitude", 0.9, refit="scale")
+            se.sparsify(given_weight, se.Recipe(refit=se.Scale()), 0.9)
 
 
 def test_zero_matrix():
     """Catches a division by a norm that is zero."""
     for method in METHODS:
-        out = se.sparsify(torch.zeros(5, 4), method, 0.5, refit="scale")
+        out = se.sparsify(torch.zeros(5, 4), replace(se.preset(method, 0.5), refit=se.Scale()))
         assert not out.mask.any()
     assert out.report.errors.spectral == 0.0
-    assert not se.sparsify(torch.zeros(5, 4), "principal", 0.5, mixture=0.5).mask.any()
+    assert not se.sparsify(torch.zeros(5, 4), "principal", 0.5).mask.any()
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy", "int", "batched"])
@@ -259,8 +268,7 @@ def test_inputs_make_wanda(kind):
         scale = inputs.round().square().mean(0).sqrt()
     score = weight.abs() * scale
     expected = score >= score.topk(3, dim=1).values[:, -1:]
-    assert torch.equal(se.sparsify(weight, sparsity=0.5, inputs=given_inputs, group="row").mask,
-                       expected)  # fmt: skip
+    assert torch.equal(se.sparsify(weight, "wanda", 0.5, inputs=given_inputs).mask, expected)
 
 
 NAN = torch.full((3, 4), float("nan"))
@@ -281,26 +289,20 @@ NAN = torch.full((3, 4), float("nan"))
         ({"weight": torch.eye(3).to_sparse()}, TypeError, "weight: expected a dense tensor"),
         ({"weight": torch.ones(3, 3, device="meta")}, TypeError, "weight: .*'meta'"),
         ({"weight": NAN}, ValueError, "weight: expected finite.*12 that are NaN"),
-        ({"weight": NAN, "method": "principal"}, ValueError, "NaN"),
+        ({"weight": NAN, "recipe": "principal"}, ValueError, "NaN"),
         ({"weight": NAN.double() * 0 + 1e300}, ValueError, "weight: .*NaN"),
-        ({"method": "nope"}, ValueError, "method: "),
+        ({"recipe": "nope"}, ValueError, "recipe: expected one of magnitude"),
         ({"sparsity": 1.0}, ValueError, r"sparsity: .*\[0, 1\); got 1.0"),
         ({"sparsity": -0.1}, ValueError, "sparsity: .*got -0.1"),
         ({"sparsity": float("nan")}, ValueError, "sparsity: .*got nan"),
         ({"sparsity": "0.5"}, TypeError, "sparsity: expected a number; got str"),
         ({"sparsity": True}, TypeError, "sparsity: expected a number; got bool"),
-        ({"method": "principal", "rank": 0}, ValueError, "rank: expected at least 1; got 0"),
-        ({"method": "principal", "rank": 4}, ValueError, r"rank: .*min\(m, n\) = 3; got 4"),
-        ({"method": "aligned", "rank": 2.0}, TypeError, "rank: expected an integer; got float"),
-        ({"rank": -1}, ValueError, "rank: expected at least 1; got -1"),
-        ({"rank": True}, TypeError, "rank: expected an integer; got bool"),
-        ({"group": "column"}, ValueError, "group: expected one of tensor, row; got 'column'"),
+        ({"recipe": se.Principal(rank=4)}, ValueError, r"rank: .*min\(m, n\) = 3; got 4"),
+        ({"recipe": None}, TypeError, "recipe: expected a Recipe, a method or a preset's name"),
         ({"seed": -1}, ValueError, "seed: .*got -1"),
         ({"seed": 2**64}, ValueError, "seed: "),
         ({"seed": 1.0}, TypeError, "seed: expected an integer; got float"),
         ({"stream": 2**32}, ValueError, "stream: "),
-        ({"law_parameter": 0.5}, ValueError, "law_parameter: law 'threshold' takes none"),
-        ({"law": "hybrid", "law_parameter": 2}, ValueError, r"law_parameter: .*\[0, 1\]"),
         ({"inputs": [[1.0] * 4]}, TypeError, "inputs: expected a NumPy array"),
         ({"inputs": torch.tensor(1.0)}, ValueError, r"inputs: expected shape \(..., 4\); got \(\)"),
         ({"inputs": torch.ones(2, 3)}, ValueError, r"inputs: expected shape \(..., 4\)"),
