@@ -79,9 +79,9 @@ class Folder(Checkpoint):
             }
             shard_of = shard_of and by_tensor(shard_of, self._shards)
             self._home = self._homes(shard_of)
+            self._omitted = self._hide_omitted(shard_of or {})
             self._open = stack.pop_all()
         self._metadata = self._read_metadata(index, main)
-        self._shard_of = shard_of or {}
 
     @property
     def names(self) -> list[str]:
@@ -102,9 +102,7 @@ class Folder(Checkpoint):
         return self._home[name].read(name)
 
     def tied_to(self, name: str) -> str | None:
-        shard = self._home[name]
-        first = shard.tied_to(name)
-        return first if first is not None and self._home.get(first) is shard else None
+        return self._home[name].tied_to(name)
 
     def reason_to_keep(self, name: str) -> str | None:
         return self._home[name].reason_to_keep(name)
@@ -119,12 +117,7 @@ class Folder(Checkpoint):
         for file, shard in self._shards.items():
             for name, reason in shard.other_weights().items():
                 result[f"{file}: {name}"] = reason
-            for name in shard.names:
-                if self._home.get(name) is not shard:
-                    where = self._shard_of.get(name)
-                    said = f"finds it in {where}" if where else "leaves it out"
-                    result[f"{file}: {name}"] = f"the index {said}; copied as it is"
-        return result
+        return {**result, **self._omitted}
 
     def close(self) -> None:
         self._open.close()
@@ -216,6 +209,24 @@ class Folder(Checkpoint):
                     self._shards[file].path, f"tensor {brief(name)}, as the index says", "no such"
                 )
         return homes
+
+    def _hide_omitted(self, shard_of: Mapping[str, str]) -> dict[str, str]:
+        """Hide the tensors that the index leaves out or finds elsewhere; the reason for each."""
+        reasons = {}
+        for file, shard in self._shards.items():
+            own = {n for n in shard.names if self._home.get(n) is shard}
+            changing = {shard.tied_to(name) or name: name for name in own}
+            omitted = [name for name in shard.names if name not in own]
+            for name in omitted:
+                where = shard_of.get(name)
+                said = f"the index finds it in {where}" if where else "the index leaves it out"
+                twin = changing.get(shard.tied_to(name) or name)
+                then = (
+                    f"it is the memory of {twin}, and changes with it" if twin else "kept as it is"
+                )
+                reasons[f"{file}: {name}"] = f"{said}; {then}"
+            shard.hide(omitted)
+        return reasons
 
     def _read_metadata(self, index: dict[str, object], main: str) -> Mapping[str, object]:
         if not index:

@@ -69,10 +69,11 @@ def rewrite(
     Raises what `open_checkpoint` raises; ValueError or TypeError, with the tensor's name, for a
     result of another shape, dtype or kind; ValueError for names in `select` that are not there.
     """
+    target = Path(os.path.abspath(_path(target, "target")))
     with (
         nullcontext(source) if isinstance(source, Checkpoint) else open_checkpoint(source) as opened
     ):
-        path, target = opened.path, Path(os.path.abspath(target))
+        path = opened.path
         edit = _edit(opened, transform, select)
         if isinstance(opened, Folder):
             check_folders(path, target)

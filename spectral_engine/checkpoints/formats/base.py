@@ -12,7 +12,7 @@ import reprlib
 import stat
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -124,6 +124,12 @@ class CheckpointFile(Checkpoint):
     def non_tensors(self) -> list[str]:
         """Entries beside the tensors that only the file's own format can keep."""
         return []
+
+    def hide(self, names: Collection[str]) -> None:
+        """Leave tensors out of all that is read, edited and tied; a writer copies them.
+
+        A format whose tensors share no memory has nothing to do: its caller does not ask for them.
+        """
 
     def from_tied(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """The value of a tied tensor, from that of the tensor that `tied_to` names."""

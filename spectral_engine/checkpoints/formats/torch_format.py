@@ -15,7 +15,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -112,6 +112,11 @@ class TorchFile(CheckpointFile):
 
     def tied_to(self, name: str) -> str | None:
         return self._ties.get(name)
+
+    def hide(self, names: Collection[str]) -> None:
+        for name in names:
+            del self._tensors[name]
+        self._find_sharing()
 
     def from_tied(self, name: str, value: torch.Tensor) -> torch.Tensor:
         tensor, first = self._tensors[name], self._tensors[self._ties[name]]

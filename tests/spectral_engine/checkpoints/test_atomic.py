@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spectral_engine.checkpoints import atomic, rewrite
+from spectral_engine.checkpoints import atomic, open_checkpoint, rewrite
 
 SOURCES = ["in.safetensors", "in.pt", "in.npz", "folder", "in.pt -> out.safetensors"]
 
@@ -251,6 +251,18 @@ def test_bad_paths(source, target, error, message, tmp_path):
     with pytest.raises(error, match=message):
         rewrite(tmp_path / source, tmp_path / target, double)
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("path", ["\ud800.pt", "a\0b.pt"])
+def test_path_that_the_system_cannot_name(path, tmp_path):
+    """Catches a bare UnicodeEncodeError, or "embedded null byte", for a path."""
+    source, _ = make(tmp_path, "in.pt")
+    with pytest.raises(ValueError, match="target: expected a path that the system can name"):
+        rewrite(source, path, double)
+    with pytest.raises(ValueError, match="path: expected a path that the system can name"):
+        open_checkpoint(path)
+    with pytest.raises(TypeError, match="path: expected a path, got int"):
+        open_checkpoint(3)
 
 
 @pytest.mark.parametrize("case", SOURCES)

@@ -107,7 +107,15 @@ def test_folder_without_weights(tmp_path):
         open_checkpoint(tmp_path)
 
 
-OUTSIDE = ["../secret.safetensors", "../../etc/passwd", "/etc/passwd", "sub/../../x", "..", ""]
+OUTSIDE = [
+    "\ud800.safetensors",
+    "../secret.safetensors",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "sub/../../x",
+    "..",
+    "",
+]
 
 
 @pytest.mark.parametrize("file", [*OUTSIDE, "C:\\x", "sub/x.safetensors", "a\0b", 3, None, ["x"]])
@@ -218,6 +226,51 @@ def test_name_in_two_shards(tmp_path):
         assert checkpoint.read("c").tolist() == [6, 6, 6]
         assert checkpoint.metadata == {}
     assert load_file(tmp_path / "out" / f"{SHARDS[0]}.safetensors")["c"].tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_what_the_index_does_not_speak_of_is_told(kind, tmp_path):
+    """Catches a tensor that stays dense and unlisted because the index omits it, or finds its
+    name in another shard."""
+    source = make(tmp_path / "in", kind)
+    first, second = (f"{shard}.{kind}" for shard in SHARDS)
+    save({"a": torch.ones(4), "b": torch.ones(2, 3), "c": torch.ones(3)}, source / first)
+    with open_checkpoint(source) as checkpoint:
+        assert checkpoint.other_weights() == {
+            f"{first}: c": f"the index finds it in {second}; kept as it is",
+            f"{second}: unlisted": "the index leaves it out; kept as it is",
+        }
+
+
+def test_index_without_the_first_of_two_names(tmp_path):
+    """Catches a tensor that is not edited because the index knows it by its second name only."""
+    source = make(tmp_path / "in", "bin", {"body": f"{SHARDS[0]}.bin"})
+    shared = torch.arange(6.0).reshape(2, 3)
+    save({"head": shared.T, "body": shared}, source / f"{SHARDS[0]}.bin")
+    with open_checkpoint(source) as checkpoint:
+        assert checkpoint.names == ["body"]
+        told = checkpoint.other_weights()
+        assert told[f"{SHARDS[0]}.bin: head"].endswith(
+            "it is the memory of body, and changes with it"
+        )
+    rewrite(source, tmp_path / "out", double)
+    result = torch.load(tmp_path / "out" / f"{SHARDS[0]}.bin", weights_only=True)
+    assert torch.equal(result["body"], 2 * shared)
+    assert torch.equal(result["head"], 2 * shared.T)
+
+
+@pytest.mark.parametrize("target", ["loop", "nowhere"])
+@pytest.mark.parametrize("name", ["loop", "config.json", f"{SHARDS[0]}.safetensors"])
+def test_link_that_leads_nowhere(name, target, tmp_path):
+    """Catches a loop of links that ends in a RuntimeError of pathlib."""
+    source = make(tmp_path / "in")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(name if target == "loop" else target)
+    with pytest.raises(CheckpointError, match=f"'{name}', which leads nowhere"):
+        rewrite(source, tmp_path / "out", double)
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(OSError, match="round"):
+        open_checkpoint(tmp_path / "round")
 
 
 def test_empty_index(tmp_path):

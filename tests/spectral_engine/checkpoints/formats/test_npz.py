@@ -1,7 +1,9 @@
 """NumPy archives: read lazily, never unpickled, converted to safetensors."""
 
+import copy
 import io
 import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -94,6 +96,70 @@ def test_bad_archive(case, tmp_path):
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(tmp_path / "in.npz")
     assert str(tmp_path / "in.npz") in str(caught.value)
+
+
+def bomb(method: int) -> bytes:
+    """256 MiB of zeros in a few hundred kilobytes at most."""
+    data = npy(SHAPED % f"({1 << 26},)", bytes(1 << 28))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("w.npy", data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_archive_is_not_unpacked_when_it_is_opened(method, tmp_path):
+    """Catches a packed member expanded whole to read its header: 2.5 KB took 6 GiB."""
+    (tmp_path / "in.npz").write_bytes(bomb(method))
+    tracemalloc.start()
+    try:
+        if method == zipfile.ZIP_DEFLATED:
+            with open_checkpoint(tmp_path / "in.npz") as checkpoint:
+                assert checkpoint.shape("w") == (1 << 26,)
+        else:
+            with pytest.raises(CheckpointError, match=r"'w.npy' stored or deflated, found packed"):
+                open_checkpoint(tmp_path / "in.npz")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def renumbered(**claims: int) -> bytes:
+    """An archive of one array whose directory claims other sizes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", npy(SHAPED % f"({1 << 30},)", bytes(99)))
+        for field, value in claims.items():
+            setattr(archive.getinfo("a.npy"), field, value)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"file_size": 2**32 + 128}, "'a.npy' to hold at most"),
+        ({"compress_size": 2**31, "file_size": 2**31}, "'a.npy' to end before byte"),
+        ({"flag_bits": 1}, "it is encrypted"),
+    ],
+)
+def test_directory_that_claims_too_much(claims, message, tmp_path):
+    """Catches an array allocated for a size that the packed bytes cannot hold."""
+    (tmp_path / "in.npz").write_bytes(renumbered(**claims))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / "in.npz")
+
+
+def test_members_in_one_place(tmp_path):
+    """Catches an archive whose members are all the same packed bytes, counted many times."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", GOOD)
+        twin = copy.copy(archive.getinfo("a.npy"))
+        twin.filename = "b.npy"
+        archive.filelist.append(twin)
+    (tmp_path / "in.npz").write_bytes(buffer.getvalue())
+    with pytest.raises(CheckpointError, match="to end before byte 0"):
+        open_checkpoint(tmp_path / "in.npz")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
