@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
+from spectral_engine._util.progress import Progress, reporting
 from spectral_engine.demo.run import (
     SETTINGS,
     SPARSITIES,
-    Row,
+    DemoRow,
     dense_accuracy,
     measure,
     table,
@@ -35,10 +35,12 @@ def demo(
     with messages.status("compiling; the next run finds it done"):
         warm_up(seed)
     settings = [(setting, sparsity) for sparsity in SPARSITIES for setting in SETTINGS]
-    rows: list[Row] = [
-        measure(setting, sparsity, seed)
-        for setting, sparsity in track(settings, "pruning", console=messages, transient=True)
-    ]
+    rows: list[DemoRow] = []
+    progress: Progress[DemoRow] = True
+    with reporting(progress, "pruning", len(settings)) as report:
+        for setting, sparsity in settings:
+            rows.append(measure(setting, sparsity, seed))
+            report(rows[-1])
     dense = dense_accuracy()
     written = [
         plot_accuracy(rows, dense, out / "accuracy.png"),

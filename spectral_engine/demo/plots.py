@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from spectral_engine.checkpoints.atomic import replacing_file
-
-if TYPE_CHECKING:
-    from spectral_engine.demo.run import Row
+from spectral_engine.demo.run import DemoRow
 
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 _MARKERS = "os^vD"
 
 
-def plot_accuracy(rows: Sequence["Row"], dense: float, path: Path) -> Path:
-    """Test accuracy against sparsity, a line for each setting; the dense network as a level."""
+def plot_accuracy(rows: Sequence[DemoRow], dense: float, path: Path) -> Path:
+    """Draw test accuracy against sparsity, a line for each setting and a level for `dense`."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(100 * dense, color="grey", linestyle="--", linewidth=1, label="dense")
@@ -40,8 +37,8 @@ def plot_accuracy(rows: Sequence["Row"], dense: float, path: Path) -> Path:
     return _save(figure, path)
 
 
-def plot_spectra(rows: Sequence["Row"], sparsity: float, path: Path) -> Path:
-    """Leading singular values of fc1 before and after, at one sparsity."""
+def plot_spectra(rows: Sequence[DemoRow], sparsity: float, path: Path) -> Path:
+    """Draw the leading singular values of fc1 before and after, at one sparsity."""
     shown = [row for row in rows if row.requested == sparsity]
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()

@@ -1,7 +1,7 @@
 """The demo's work: prune the network under one setting, and measure what that did."""
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -10,12 +10,16 @@ import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
+from spectral_kernels import LAW_NAMES
 from spectral_kernels.spectra import singular_values
 
 from spectral_engine._util.threads import one_thread
 from spectral_engine.demo.data import fashion_mnist_test, to_tensors
 from spectral_engine.demo.lenet import LeNet300100, accuracy, load_pretrained
 from spectral_engine.pruning.model import prune
+from spectral_engine.recipe.methods import Aligned, Magnitude, Principal, Randomized
+from spectral_engine.recipe.recipe import Recipe
+from spectral_engine.recipe.refits import Scale
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 #: Leading singular values that are compared.
@@ -24,46 +28,38 @@ RANK = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """A preset, with the law and refit that it is run with where they are not its own."""
+    """A recipe, and how tables and plots call it."""
 
-    method: str
-    law: str | None = None
-    refit: str | None = None
-
-    @property
-    def label(self) -> str:
-        """How tables and plots call it."""
-        parts = (self.method, self.law or "", f"+ {self.refit}" if self.refit else "")
-        return " ".join(part for part in parts if part)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `prune`."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+    label: str
+    recipe: Recipe
 
 
 SETTINGS = (
-    Setting("magnitude"),
-    Setting("magnitude", refit="scale"),
+    Setting("magnitude", Recipe(Magnitude())),
+    Setting("magnitude + scale", Recipe(Magnitude(), refit=Scale())),
     *(
-        Setting("randomized", law)
-        for law in (
-            "l1", "l2", "hybrid", "row-l1", "bernstein", "am07", "trimmed-l2", "quantised",
-        )
+        Setting(f"randomized {law}", Recipe(Randomized(law=law)))
+        for law in LAW_NAMES
+        if law != "threshold"
     ),
-    Setting("principal"),
-    Setting("principal", "l1"),
-    Setting("principal", "l2"),
-    Setting("aligned"),
-)  # fmt: skip
+    Setting("principal", Recipe(Principal())),
+    Setting("principal l1", Recipe(Principal(law="l1"))),
+    Setting("principal l2", Recipe(Principal(law="l2"))),
+    Setting("aligned", Recipe(Aligned())),
+)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One setting at one sparsity. Errors are those of fc1, which holds 88 % of the weights.
+class DemoRow:
+    """What one setting gave at one sparsity. Errors are those of fc1, with 88 % of the weights.
 
-    accuracy: on the 10,000 test images. milliseconds: pruning all layers, nothing else.
-    singular_values: mean relative error of the leading RANK; `before` and `after` are fc1's values.
+    setting, requested: the setting, and the sparsity that was asked for
+    sparsity: the fraction of zeros that came of it
+    accuracy: on the 10,000 test images
+    spectral, frobenius: relative errors ||A - S|| / ||A||
+    singular_values: mean relative error of the leading RANK
+    milliseconds: pruning all layers, nothing else
+    before, after: the leading RANK singular values, (RANK,)
     """
 
     setting: Setting
@@ -76,6 +72,11 @@ class Row:
     milliseconds: float
     before: NDArray[np.float64]
     after: NDArray[np.float64]
+
+    @property
+    def name(self) -> str:
+        """The setting and the sparsity."""
+        return f"{self.setting.label}, {self.requested:.0%}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the singular values themselves."""
@@ -108,22 +109,27 @@ def warm_up(seed: int) -> None:
     """Prune under every setting once, so that no time in the table is a compiler's."""
     with one_thread():
         for setting in SETTINGS:
-            prune(copy.deepcopy(_loaded()[0]), seed=seed, **setting.options)
+            prune(copy.deepcopy(_loaded()[0]), setting.recipe, seed=seed, progress=False)
 
 
-def measure(setting: Setting, sparsity: float, seed: int) -> Row:
+def measure(setting: Setting, sparsity: float, seed: int) -> DemoRow:
     """Prune a copy of the network and measure it.
 
-    The errors are those of `se.errors`, read off whole spectra without their vectors:
-    those of the dense network are taken once.
+    The errors are those of `se.errors`, computed from whole spectra without vectors; the spectrum
+    of the dense network is computed once.
+
+    Args:
+        setting: how it is pruned.
+        sparsity: fraction of zeros.
+        seed: of the draws.
     """
     dense, images, labels = _loaded()
     model = copy.deepcopy(dense)
     with one_thread():
-        report = prune(model, sparsity=sparsity, seed=seed, **setting.options)
+        report = prune(model, setting.recipe, sparsity, seed=seed, progress=False)
         whole, after = _dense_values(), _values(model.fc1.weight)[:RANK]
         before, lost = whole[:RANK], _values(dense.fc1.weight - model.fc1.weight)
-    return Row(
+    return DemoRow(
         setting=setting,
         requested=sparsity,
         sparsity=report.sparsity,
@@ -137,7 +143,7 @@ def measure(setting: Setting, sparsity: float, seed: int) -> Row:
     )
 
 
-def table(rows: list[Row], dense: float) -> Table:
+def table(rows: list[DemoRow], dense: float) -> Table:
     """All rows, a section for each sparsity; the best accuracy of each section in bold."""
     shown = Table(
         title=f"LeNet-300-100 on Fashion-MNIST, one shot; dense accuracy {dense:.2%}",

@@ -18,21 +18,22 @@ from spectral_engine.cli import main
 from spectral_engine.demo import run
 from spectral_engine.demo.lenet import load_pretrained
 from spectral_engine.demo.plots import plot_accuracy, plot_spectra
-from spectral_engine.recipe.legacy import PRESETS
+from spectral_engine.recipe.methods import METHODS
 
 # `spectral_engine.cli.demo` is the command, which stands before its module.
 demo_command = importlib.import_module("spectral_engine.cli.demo")
 
 
 @pytest.fixture(scope="module")
-def row() -> run.Row:
-    return run.measure(run.Setting("magnitude", refit="scale"), 0.9, seed=0)
+def row() -> run.DemoRow:
+    return run.measure(run.SETTINGS[1], 0.9, seed=0)
 
 
 def test_every_preset_and_law_is_shown():
     """Catches a preset, a law or a sparsity that the demo leaves out."""
-    assert {setting.method for setting in run.SETTINGS} == set(PRESETS) - {"auto"}
-    laws = {setting.law for setting in run.SETTINGS if setting.method == "randomized"}
+    methods = [setting.recipe.method for setting in run.SETTINGS]
+    assert {method.name for method in methods} == set(METHODS)
+    laws = {method.law for method in methods if method.name == "randomized"}
     assert laws == set(LAW_NAMES) - {"threshold"}
     assert len({setting.label for setting in run.SETTINGS}) == len(run.SETTINGS)
     assert run.SPARSITIES == (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -41,7 +42,7 @@ def test_every_preset_and_law_is_shown():
 def test_row_is_what_the_library_measures(row):
     """Catches figures of another layer or another network, and a demo with its own arithmetic."""
     model, dense = load_pretrained(), load_pretrained()
-    report = se.prune(model, sparsity=0.9, refit="scale")
+    report = se.prune(model, se.Recipe(se.Magnitude(), refit=se.Scale()), 0.9)
     with one_thread():
         found = se.errors(dense.fc1.weight, model.fc1.weight)
     assert row.sparsity == report.sparsity
@@ -58,7 +59,7 @@ def test_measuring_leaves_the_network_and_torch_as_they_were(row):
     """Catches rows that prune what an earlier one has pruned, and threads that stay off."""
     threads = torch.get_num_threads()
     before = run.dense_accuracy()
-    run.measure(run.Setting("magnitude"), 0.98, seed=0)
+    run.measure(run.SETTINGS[0], 0.98, seed=0)
     assert run.dense_accuracy() == before
     assert torch.get_num_threads() == threads
 
@@ -66,7 +67,9 @@ def test_measuring_leaves_the_network_and_torch_as_they_were(row):
 def test_table_fits_eighty_columns(row):
     """Catches columns that are cut to an ellipsis, with slow rows too."""
     slow = [
-        run.Row(**{**vars(row), "setting": setting, "milliseconds": 12345.6, "frobenius": 12.345})
+        run.DemoRow(
+            **{**vars(row), "setting": setting, "milliseconds": 12345.6, "frobenius": 12.345}
+        )
         for setting in run.SETTINGS
     ]
     console = Console(width=demo_command.TABLE_WIDTH, record=True, file=io.StringIO())
@@ -80,7 +83,7 @@ def test_table_fits_eighty_columns(row):
 
 def test_plots_are_pictures(row, tmp_path):
     """Catches an empty picture, and a picture that misses its lines."""
-    other = run.Row(**{**vars(row), "setting": run.Setting("aligned"), "after": row.after / 2})
+    other = run.DemoRow(**{**vars(row), "setting": run.SETTINGS[-1], "after": row.after / 2})
     paths = (
         plot_accuracy([row, other], 0.89, tmp_path / "a.png"),
         plot_spectra([row, other], 0.9, tmp_path / "b.png"),
