@@ -62,6 +62,14 @@ def prune_file(
 
     Raises:
         TypeError, ValueError, OSError: name what was wrong; nothing is left half-written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> torch.save({"a.weight": torch.randn(8, 6)}, folder / "dense.pt")
+        >>> report = prune_file(folder / "dense.pt", folder / "pruned.pt", "magnitude", 0.75)
+        >>> report.nnz, report.size
+        (12, 48)
     """
     start = time.perf_counter()
     for name, value in (("measure", measure), ("force", force)):

@@ -54,8 +54,15 @@ def preset(name: str, sparsity: float | None = None, *, calibrated: bool = False
         sparsity: of its budget; None leaves it at 0.9.
         calibrated: whether there are calibration inputs, which decides what "auto" is.
 
+    Returns:
+        The recipe, which can be changed with `dataclasses.replace`.
+
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
+
+    Example:
+        >>> preset("spectral", 0.8)
+        Recipe(Magnitude(), budget=Spectral(0.8), refit=SpectralRefit())
     """
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"recipe: expected one of {', '.join(PRESETS)}; got {name!r}")

@@ -189,6 +189,13 @@ def load_recipes(path: str | os.PathLike[str]) -> list[Recipe]:
 
     Raises:
         TypeError, ValueError, OSError: name the file and the key.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "recipe.toml")
+        >>> _ = path.write_text('method = "magnitude"\\nbudget = {name = "erk", sparsity = 0.9}')
+        >>> load_recipes(path)
+        [Recipe(Magnitude(), budget=ERK(0.9))]
     """
     source = Path(path)
     found = []
@@ -203,10 +210,22 @@ def load_recipes(path: str | os.PathLike[str]) -> list[Recipe]:
 def save_recipes(
     recipes: Sequence[Recipe], path: str | os.PathLike[str], *, force: bool = False
 ) -> None:
-    """Write recipes to a TOML file, whole or not at all; an existing one only with `force`.
+    """Write recipes to a TOML file, whole or not at all.
+
+    Args:
+        recipes: at least one.
+        path: the file to write.
+        force: replace an existing file.
 
     Raises:
         TypeError, OSError: name what was wrong.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "recipes.toml")
+        >>> save_recipes([Recipe(), Recipe(budget=Uniform(0.5))], path)
+        >>> load_recipes(path)
+        [Recipe(Magnitude()), Recipe(Magnitude(), budget=Uniform(0.5))]
     """
     for recipe in recipes:
         _require("recipes", recipe, Recipe, "recipes")

@@ -59,7 +59,7 @@ class Pruner:
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
-        >>> pruner = Pruner(model, OneShot(0.75, start=2), "magnitude")
+        >>> pruner = se.Pruner(model, se.OneShot(0.75, start=2), "magnitude")
         >>> reports = [pruner.step() for step in range(4)]  # train after each
         >>> [None if report is None else report.nnz for report in reports]
         [None, None, 10, None]
