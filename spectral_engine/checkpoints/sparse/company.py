@@ -8,8 +8,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-#: What config.json calls the way in which weights are stored.
-QUANT_METHOD = "spectral-engine"
+#: What config.json calls the way in which weights are stored. Where transformers does not know it,
+#: it prints it, and goes on with weights that it makes up: so it says what to do.
+QUANT_METHOD = "spectral_engine (import it before from_pretrained)"
 CONFIG = "config.json"
 _KEY = "quantization_config"
 #: Of what config.json says.

@@ -10,6 +10,7 @@ A form is chosen by counting its bytes; `deltas` only where at most one entry in
 docs/format.md says what each byte means.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ class Plan:
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """The matrix (rows, columns) that a weight of this shape is packed as: (shape[0], -1)."""
-    return shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    return shape[0], math.prod(shape[1:])
 
 
 def plan(weight: torch.Tensor) -> Plan:
@@ -93,7 +94,7 @@ def bytes_of(chosen: Plan, dtype: torch.dtype) -> int:
     if chosen.form == "dense":
         return chosen.count * dtype.itemsize
     return sum(
-        int(np.prod(size, dtype=np.int64)) * part_dtype(part, dtype, chosen.count).itemsize
+        math.prod(size) * part_dtype(part, dtype, chosen.count).itemsize
         for part, size in chosen.sizes.items()
     )
 
@@ -143,7 +144,8 @@ def parts_of(packed: Packed, shape: tuple[int, ...], chosen: Plan) -> dict[str, 
 def packed_from(parts: Mapping[str, torch.Tensor]) -> tuple[Packed, tuple[int, ...]]:
     """The packed form of a weight from its parts, and the weight's shape.
 
-    Whether values, bits and offsets belong together is left to `spectral_kernels.product`.
+    On the CPU unless the parts are those of a bitmask. Whether values, bits and offsets fit is left
+    to `spectral_kernels.product`.
 
     Raises:
         ValueError: parts of the wrong dtype or shape, or that do not belong together.
@@ -158,6 +160,8 @@ def packed_from(parts: Mapping[str, torch.Tensor]) -> tuple[Packed, tuple[int, .
         _require(bits, BITMASK, (m, -(-n // 8)), (torch.uint8,))
         _require(offsets, OFFSETS, (m,), (torch.int32, torch.int64))
         return Packed(values, bits, offsets.to(torch.int64), (m, n)), shape
+    parts = {name: part.cpu() for name, part in parts.items()}
+    values = parts[VALUES]
     if DELTAS in parts:
         _require(parts[DELTAS], DELTAS, (parts[DELTAS].numel(),), (torch.uint8,))
         made = _bits_from_deltas(parts[DELTAS].numpy(), values.numel(), m, n)

@@ -1,10 +1,10 @@
 """How a compressed file names its parts, and what its metadata says.
 
-The parts of "fc.weight" are "fc.compressed", "fc.bitmask" and so on; those of "rnn.weight_ih_l0" are
-"rnn.weight_ih_l0.compressed" and so on. The metadata hold the version of the format and the header
-of the dense file, so that decompressing gives its very bytes. A file without these metadata, as a
-module's state dict saved by other means, is told by its names, and all its parts are those of a
-".weight".
+The parts of "fc.weight" are "fc.compressed", "fc.bitmask" and so on; those of "rnn.weight_ih_l0"
+are "rnn.weight_ih_l0.compressed" and so on. The metadata hold the version of the format and the
+header of the dense file, so that decompressing gives its very bytes. A file without these metadata,
+as a module's state dict saved by other means, is told by its names, and all its parts are those of
+a ".weight".
 """
 
 import json
@@ -80,7 +80,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class DenseHeader:
-    """The header of the dense file: its JSON, as it was, and the tensors in the order of its data."""
+    """The header of the dense file: its JSON as it was, and its tensors in order of the data."""
 
     text: str
     tensors: Mapping[str, Dense]

@@ -1,9 +1,9 @@
 """N of every M columns: the values of each group, and in which columns they are.
 
-Each of a group's N columns takes log2(M) bits, the first in the lowest, ascending; groups follow one
-another, and a row starts with a new byte. 2:4 takes a byte for two groups, as sparse matrix units
-have it. A group of fewer values is filled with zeros, in its first columns that are free. Tables of
-256 rows turn eight columns at a time.
+Each of a group's N columns takes log2(M) bits, the first in the lowest, ascending; groups follow
+one another, and a row starts with a new byte. 2:4 takes a byte for two groups, as sparse matrix
+units have it. A group of fewer values is filled with zeros, in its first columns that are free.
+Tables of 256 rows turn eight columns at a time.
 """
 
 from functools import cache
@@ -92,7 +92,7 @@ def _code_bits(pattern: tuple[int, int]) -> int:
 
 @cache
 def _tables(pattern: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """By a byte of a bitmask: with ones added, its code. By a code: its byte, whether it is right."""
+    """By a byte of bits: with ones added, its code. By a code: its byte, whether it is right."""
     N, M = pattern
     step = M.bit_length() - 1
     fill, code = np.zeros(256, np.uint8), np.zeros(256, np.uint8)

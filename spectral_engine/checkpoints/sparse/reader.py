@@ -121,6 +121,17 @@ class CompressedFile(CheckpointFile):
         """The tensor to which a stored name belongs: itself, or the one of which it is a part."""
         return self._owner.get(stored_name, stored_name)
 
+    def part_shapes(self, name: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The shape and dtype of each part of a tensor that is stored in a sparse form."""
+        found = {}
+        for part in forms.PARTS[self._form[name]]:
+            full = layout.part_name(self._prefix[name], part)
+            dtype = self.stored.dtype(full)
+            if not isinstance(dtype, torch.dtype):
+                raise CheckpointError(self.path, f"{brief(full)} in a dtype of torch", dtype)
+            found[part] = (self.stored.shape(full), dtype)
+        return found
+
     def parts(self, name: str) -> dict[str, torch.Tensor]:
         """The parts of a tensor that is stored in a sparse form."""
         prefix = self._prefix[name]
