@@ -18,11 +18,12 @@ PANEL = 256
 
 @dataclass(frozen=True)
 class Moments:
-    """E[x x^T] and E[x] of the inputs x of a layer, over the samples seen.
+    """The first and second moments of a layer's inputs x, over the samples seen.
 
-    second: (n, n), or (b, n, n) of a batch of matrices. mean: (n,) or (b, n). count: of samples.
-    cross, dense_mean: E[x' x^T] and E[x'] where x' is the same input in another model, whose
-        outputs W x' are to be met from the inputs x; None where that is the model itself.
+    second: E[x x^T], (n, n), or (b, n, n) for a stack of matrices.
+    mean: E[x], (n,) or (b, n). count: the number of samples.
+    cross, dense_mean: E[x' x^T] and E[x'], where x' is the same input in the dense model, whose
+        outputs W x' a refit is to meet from the inputs x; None where x' is x.
     centred: whether `second` and `cross` are covariances.
     """
 
@@ -64,14 +65,14 @@ class Moments:
         return scale
 
     def deviations(self) -> "Moments":
-        """The covariances: what is left of the outputs' error where a bias mends its mean."""
+        """The covariances. They weigh the outputs' error where a bias corrects its mean."""
         if self.centred:
             return self
         second, cross = self.second.clone(), None if self.cross is None else self.cross.clone()
         return replace(self, second=second, cross=cross).centre()
 
     def centre(self) -> "Moments":
-        """The covariances, in the memory of the second moments."""
+        """As `deviations`, overwriting the second moments."""
         for moments, left in ((self.second, self.mean), (self.cross, self.dense_mean)):
             if moments is not None and left is not None:
                 column, row = (x.to(moments.dtype) for x in (left, self.mean))
@@ -101,9 +102,9 @@ class Moments:
 class Accumulator:
     """Sums of x x^T and x over samples that come in any number of parts.
 
-    Products are in float32 (float64 for float64 inputs) and add to one matrix in place: after B
-    parts an entry is off by less than B 6e-8 of the largest, and by about sqrt(B) 6e-8 in practice.
-    Only the upper block triangle is summed. Means are summed in float64.
+    Products are taken in float32 (float64 for float64 inputs) and added to one matrix in place.
+    After B parts the error of an entry is below B 6e-8 of the largest, in practice about
+    sqrt(B) 6e-8. Only the upper block triangle is summed. Means are summed in float64.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Accumulator:
                 self._dense_sum += y.sum(-2, dtype=torch.float64)
 
     def moments(self) -> Moments | None:
-        """The moments, None of no samples. They take over the sums, which are gone then."""
+        """The moments, or None where there were no samples. It consumes the sums: call it once."""
         if self.count == 0:
             return None
         for start in range(0, self._shape[-1], PANEL):

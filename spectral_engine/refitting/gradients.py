@@ -45,7 +45,7 @@ def masked_gradients(
         curvature = (p * q).sum(dim, keepdim=True)  # p is 0 outside the mask
         length = torch.where(curvature > 0.0, energy / curvature, 0.0)
         X.addcmul_(length, p)
-        r.addcmul_(-length, q)  # outside the mask r is of no account: z is 0 there
+        r.addcmul_(-length, q)  # r outside the mask is never read: z is 0 there
         torch.mul(r, precondition, out=z)
         previous, energy = energy, (r * z).sum(dim, keepdim=True)
         p.mul_(torch.where(previous > 0.0, energy / previous, 0.0)).add_(z)

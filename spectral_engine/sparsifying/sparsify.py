@@ -33,7 +33,7 @@ def sparsify(
         weight: NumPy array, torch tensor (CPU or CUDA) or CuPy array of two or more dimensions,
             float16, bfloat16, float32 or float64; seen as the matrix (shape[0], -1).
         recipe: a `Recipe`, a method such as `se.Principal(rank=64)`, or a preset's name such as
-            "magnitude" or "wanda". Its `select` is of no account here.
+            "magnitude" or "wanda". Its `select` is not used here.
         sparsity: fraction of zeros, in [0, 1); None leaves it to the recipe, whose default is 0.9.
             Exact where the largest are kept; where entries are drawn, the expected count is within
             1e-3 of it and the count itself within sampling noise.
