@@ -41,6 +41,16 @@ def named_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
             yield from named_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter of a model under each of its names, wrappers left out of the names."""
+    return {
+        parameter_name(name, local): parameter
+        for name, module in named_modules(model)
+        for local, parameter in module._parameters.items()
+        if parameter is not None
+    }
+
+
 def parameter_name(module_name: str, local: str) -> str:
     """The full name of a parameter that its module calls `local`."""
     return f"{module_name}.{local}" if module_name else local

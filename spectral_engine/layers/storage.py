@@ -29,7 +29,7 @@ def obstacle(weight: torch.Tensor) -> str | None:
                 f"are not supported; prune the model with its full weights, unsharded, {_IGNORE}"
             )
         return (
-            f"is a {kind.__name__}, a tensor without plain memory, as quantisation makes it; "
+            f"is of the class {kind.__name__}, without plain memory, as quantisation makes it; "
             f"prune it before, or put a plain tensor in its place (weight.dequantize()), {_IGNORE}"
         )
     if not is_lazy(weight) and weight.layout != torch.strided:

@@ -124,16 +124,20 @@ class Mask:
             return 0
         return int(((self.parameter.detach() != 0) & ~self.unpack()).sum())
 
-    def require_whole(self) -> None:
+    def require_whole(self, name: str = "") -> None:
         """Refuse a parameter that has another shape or values where it was pruned.
+
+        Args:
+            name: of the parameter now, in place of that when it was masked.
 
         Raises:
             ValueError: names it, and says what can be done.
         """
+        name = name or self.name
         revived = self.revived()
         if revived:
             raise ValueError(
-                f"model: {revived:,} pruned entries of {self.name} hold values, which something "
+                f"model: {revived:,} pruned entries of {name} hold values, which something "
                 "has written since: an adapter merged into the weight, weights of another process, "
                 "or data assigned; call apply_masks(model, {}) to zero them again, "
                 "mask_zeros(model) to keep the zeros that are left, or finalize(model) to train "
@@ -145,7 +149,7 @@ class Mask:
         strange = int(((gradient.to_dense() != 0) & ~self.unpack()).sum())
         if strange:
             raise ValueError(
-                f"model: the gradient of {self.name} holds values at {strange:,} pruned entries, "
+                f"model: the gradient of {name} holds values at {strange:,} pruned entries, "
                 "which came from other processes: they have pruned other entries, as calibration "
                 "with each process's own batches does; prune the model on one process, or on all "
                 "with the same batches and seed, and load that before it is wrapped"
@@ -188,8 +192,9 @@ class Mask:
         if self.parameter.shape != self.shape:
             raise ValueError(
                 f"model: {self.name} was masked with the shape {tuple(self.shape)} and has "
-                f"{tuple(self.parameter.shape)} now; a weight {FLAT.partition(';')[0]}; call "
-                "finalize(model) to go on without masks, or train it unsharded"
+                f"{tuple(self.parameter.shape)} now, as FullyShardedDataParallel gives it, and "
+                "sharded models are not supported; train it unsharded, or call finalize(model) to "
+                "go on without masks"
             )
 
     def _attach(

@@ -47,8 +47,8 @@ def masks(model: nn.Module) -> dict[str, Mask]:
     {'0.weight': Mask(shape=(4, 8), sparsity=0.5000)}
     """
     found = _held(model)
-    for mask in found.values():
-        mask.require_whole()
+    for name, mask in found.items():
+        mask.require_whole(name)
     return found
 
 
@@ -86,9 +86,9 @@ def mask_zeros(
     layers, _ = layers_to_prune(model, Selector.of(targets, ignore), split)
     require_ready(layers)
     chosen = {(id(module), local) for layer in layers for module, local in layer.holders}
-    for mask in _held(model, chosen).values():
+    for name, mask in _held(model, chosen).items():
         if not any((id(module), local) in chosen for module, local in mask.owners):
-            mask.require_whole()
+            mask.require_whole(name)
     mask_layers(layers)
     return masks(model)
 

@@ -27,7 +27,7 @@ class Watched(Protocol):
     def apply(self) -> None:
         """Zero what is not kept."""
 
-    def require_whole(self) -> None:
+    def require_whole(self, name: str = "") -> None:
         """Refuse a parameter that is not the one that was masked, or is but was written to."""
 
     def samples(self) -> Iterator[torch.Tensor]:

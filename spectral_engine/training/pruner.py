@@ -12,6 +12,7 @@ from torch import nn
 from spectral_engine._util.checks import boolean, integer, number
 from spectral_engine._util.text import as_text
 from spectral_engine.layers.find import find_layers
+from spectral_engine.layers.names import named_parameters
 from spectral_engine.layers.selector import RecipeSelector
 from spectral_engine.layers.storage import memory_of
 from spectral_engine.masking.model import mask_layers
@@ -178,7 +179,8 @@ class Pruner:
     def _put_back(self, early: Mapping[str, torch.Tensor]) -> None:
         """Early weights, except where pruning has just made a zero; under all names of a weight."""
         state = self._model.state_dict(keep_vars=True)
-        pruned = {memory_of(state[_parameter(name)]) for name in self._pruned}
+        own = named_parameters(self._model)
+        pruned = {memory_of(own[_parameter(name)]) for name in self._pruned}
         for name, kept in early.items():
             tensor = state[name].detach()
             zero = memory_of(state[name]) in pruned

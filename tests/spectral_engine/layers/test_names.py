@@ -49,7 +49,7 @@ def test_a_wrapped_model_is_pruned_as_the_model_inside(wrap):
 
 
 def test_patterns_with_a_wrappers_prefix_still_match():
-    """Catches a pattern copied from the wrapper's named_parameters that silently matches nothing."""
+    """Catches a pattern copied from the wrapper's named_parameters that matches nothing."""
     report = se.prune(nn.DataParallel(mlp()), ignore="module.0.weight")
     assert [row.name for row in report.layers] == ["2.weight"]
     assert report.unmatched == []
