@@ -71,9 +71,9 @@ def prepare(packed: Packed, *, columns: bool | None = None) -> Operator:
     """
     check(packed)
     if arrays.on_gpu(packed.values):
-        from spectral_kernels.product.gpu.operator import runner as gpu  # noqa: PLC0415
+        from spectral_kernels.product.gpu import operator as gpu  # noqa: PLC0415 (needs Triton)
 
-        return Operator(packed, gpu(packed))
-    from spectral_kernels.product.cpu.operator import Runner  # noqa: PLC0415 (starts the compiler)
+        return Operator(packed, gpu.Runner(packed))
+    from spectral_kernels.product.cpu import operator as cpu  # noqa: PLC0415 (starts the compiler)
 
-    return Operator(packed, Runner(packed, columns))
+    return Operator(packed, cpu.Runner(packed, columns))

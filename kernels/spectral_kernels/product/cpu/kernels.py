@@ -13,10 +13,11 @@ from numba import njit, prange
 
 from spectral_kernels.product.cpu.plain import LANES, wide
 from spectral_kernels.product.cpu.scalars import fused
-from spectral_kernels.product.cpu.vectors import row_products, row_values
+from spectral_kernels.product.cpu.vectors import add_products, row_products, row_values
 
-#: Rows that are multiplied by eight right-hand sides before the next eight; they stay in a cache.
-_ROWS = 16
+#: Rows and columns that are multiplied by four or eight right-hand sides at a time: what is read of
+#: those (16 KiB), and the rows' sums, stay in the first cache.
+_ROWS, _COLUMNS = 8, 512
 
 
 @njit(cache=True, error_model="numpy")
@@ -35,28 +36,49 @@ def load_sides(words, kind, n, X, stride):
 
 
 @njit(cache=True, error_model="numpy")
+def tree(lanes, start):
+    """The sum of 32 lanes, halves onto each other; -0 becomes 0. Overwrites them."""
+    half = LANES // 2
+    while half:
+        for lane in range(start, start + half):
+            lanes[lane] += lanes[lane + half]
+        half //= 2
+    return lanes[start] + lanes.dtype.type(0)
+
+
+@njit(cache=True, error_model="numpy")
 def some_rows(words, shift, bits, offsets, n, table, X, stride, Y, sides, low, high):
     """Y (sides, m), flat, in rows low to high; a row's values start at its offset less shift."""
     m, width = offsets.size, (n + 7) // 8
+    lanes, places = np.empty(8 * _ROWS * LANES, X.dtype), np.empty(_ROWS, np.int64)
     for start in range(low, high, _ROWS):
         stop, r = min(start + _ROWS, high), 0
         while r < sides:
-            x = X[r * stride :]
-            if sides - r >= 8:
+            if sides - r >= 4:
+                count = 8 if sides - r >= 8 else 4
+                lanes[:] = 0
                 for i in range(start, stop):
-                    row_products(
-                        words, offsets[i] - shift, bits, i * width, width, table, x, stride,
-                        Y, r * m + i, m, 8,
-                    )  # fmt: skip
-                r += 8
-            elif sides - r >= 4:
+                    places[i - start] = offsets[i] - shift
+                for j in range(0, n, _COLUMNS):
+                    part, x = (min(_COLUMNS, n - j) + 7) // 8, X[r * stride + j :]
+                    if count == 8:
+                        for i in range(start, stop):
+                            places[i - start] += add_products(
+                                words, places[i - start], bits, i * width + j // 8, part, table,
+                                x, stride, lanes, (i - start) * 8 * LANES, 8,
+                            )  # fmt: skip
+                    else:
+                        for i in range(start, stop):
+                            places[i - start] += add_products(
+                                words, places[i - start], bits, i * width + j // 8, part, table,
+                                x, stride, lanes, (i - start) * 8 * LANES, 4,
+                            )  # fmt: skip
                 for i in range(start, stop):
-                    row_products(
-                        words, offsets[i] - shift, bits, i * width, width, table, x, stride,
-                        Y, r * m + i, m, 4,
-                    )  # fmt: skip
-                r += 4
+                    for side in range(count):
+                        Y[(r + side) * m + i] = tree(lanes, ((i - start) * 8 + side) * LANES)
+                r += count
             elif sides - r >= 2:
+                x = X[r * stride :]
                 for i in range(start, stop):
                     row_products(
                         words, offsets[i] - shift, bits, i * width, width, table, x, stride,
@@ -64,6 +86,7 @@ def some_rows(words, shift, bits, offsets, n, table, X, stride, Y, sides, low, h
                     )  # fmt: skip
                 r += 2
             else:
+                x = X[r * stride :]
                 for i in range(start, stop):
                     row_products(
                         words, offsets[i] - shift, bits, i * width, width, table, x, stride,
@@ -121,12 +144,7 @@ def column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high):
                 column = np.uint64(where[k])
                 lane = column & mask
                 lanes[lane] = fused(wide(row[k], kind), x[column], lanes[lane])
-            half = LANES // 2
-            while half:
-                for lane in range(half):
-                    lanes[lane] += lanes[lane + half]
-                half //= 2
-            Y[r * m + i] = lanes[0] + X.dtype.type(0)
+            Y[r * m + i] = tree(lanes, 0)
 
 
 @njit(cache=True, parallel=True, error_model="numpy")

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numpy as np
 
 from spectral_kernels.product import arrays

@@ -10,12 +10,17 @@ handled so while eight more of the row are to come, so that no store falls outsi
 
 import numpy as np
 from numba import njit, prange
+from numpy.typing import NDArray
 
+from spectral_kernels.product.arrays import Words
 from spectral_kernels.product.cpu.scalars import popcount
 from spectral_kernels.product.cpu.threads import shared
 
+Bits = NDArray[np.uint8]
+Offsets = NDArray[np.int64]
 
-def bits_and_offsets(words, m, n):
+
+def bits_and_offsets(words: Words, m: int, n: int) -> tuple[Bits, Offsets, int]:
     """bitmask uint8 (m, ceil(n / 8)), row offsets int64 (m,), and the number of nonzero words."""
     with shared(m * n) as tasks:
         bits, counts = _bits(words, m, n, tasks)
@@ -23,19 +28,19 @@ def bits_and_offsets(words, m, n):
     return bits, offsets, int(counts.sum())
 
 
-def gather(words, bits, offsets, values, n):
+def gather(words: Words, bits: Bits, offsets: Offsets, values: Words, n: int) -> None:
     """values: the words of the matrix whose bit is 1."""
     with shared(words.size) as tasks:
         _gather(words, bits.reshape(-1), offsets, values, n, tasks)
 
 
-def scatter(values, bits, offsets, out, n):
+def scatter(values: Words, bits: Bits, offsets: Offsets, out: Words, n: int) -> None:
     """out: the matrix (m, n), flat, 0 where the bit is."""
     with shared(out.size) as tasks:
         _scatter(values, bits, offsets, out, n, tasks)
 
 
-def first_wrong_row(bits, offsets, nnz, n):
+def first_wrong_row(bits: Bits, offsets: Offsets, nnz: int, n: int) -> int:
     """The first row whose ones do not fill what the offsets leave for it, or that has ones past
     column n; -1 where there is none.
     """

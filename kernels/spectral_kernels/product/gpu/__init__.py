@@ -1,0 +1,1 @@
+"""Triton kernels that decode a packed matrix and multiply by it; imported only for GPU tensors."""

@@ -1,0 +1,82 @@
+"""The product in NumPy, with the order of its sums: what the CPU's kernels give bit for bit.
+
+A row has 32 lanes, all 0 at first. Column after column, the product of a stored value and x is
+added to lane (column mod 32), product and sum in one rounding (a fused multiply-add). Then the
+upper half of the lanes is added to the lower, 16, 8, 4, 2 and 1, and 0 to what is left, which turns
+-0 into 0. All is float32, float64 where the values are; shorter formats become float32 first, which
+is exact.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 32
+
+Floats = NDArray[np.floating]
+
+
+def pack(A: Floats) -> tuple[Floats, NDArray[np.uint8], NDArray[np.int64]]:
+    """Values (nnz,), bitmask uint8 (m, ceil(n / 8)) and row offsets int64 (m,) of A (m, n)."""
+    stored = A.view(f"u{A.itemsize}") != 0
+    counts = stored.sum(axis=1, dtype=np.int64)
+    return A[stored], np.packbits(stored, axis=1, bitorder="little"), counts.cumsum() - counts
+
+
+def unpack(values: Floats, bits: NDArray[np.uint8], shape: tuple[int, int]) -> Floats:
+    """The matrix that `pack` was given."""
+    A = np.zeros(shape, values.dtype)
+    A[np.unpackbits(bits, axis=1, count=shape[1], bitorder="little") != 0] = values
+    return A
+
+
+def product(A: Floats, X: Floats) -> Floats:
+    """X (k, n) A^T, (k, m): float64 if A is, else float32. Slow: small matrices only."""
+    wide = np.float64 if A.dtype == np.float64 else np.float32
+    stored = A.view(f"u{A.itemsize}") != 0
+    (k, n), m = X.shape, A.shape[0]
+    A, X = A.astype(wide), X.astype(wide)
+    lanes = np.zeros((k, m, LANES), wide)
+    with np.errstate(all="ignore"):
+        for j in range(n):
+            before = lanes[:, :, j % LANES]
+            after = fused(A[None, :, j], X[:, j, None], before)
+            lanes[:, :, j % LANES] = np.where(stored[None, :, j], after, before)
+        half = LANES // 2
+        while half:
+            lanes = lanes[:, :, :half] + lanes[:, :, half:]
+            half //= 2
+        found: Floats = lanes[:, :, 0] + wide(0)
+    return found
+
+
+def fused(a: Floats, b: Floats, c: Floats) -> Floats:
+    """a b + c rounded once, of float32 or float64 arrays."""
+    if np.result_type(a, b, c) == np.float64:
+        exact = np.vectorize(_fused_double, otypes=[np.float64])
+        found: Floats = exact(a, b, c)
+        return found
+    product, c = a.astype(np.float64) * b, c.astype(np.float64)  # the product is exact
+    total = product + c
+    # What rounding to float64 lost (Knuth's two-sum) moves the last bit to odd, after which
+    # rounding to float32 gives what one rounding of the exact sum gives.
+    part = total - product
+    lost = (product - (total - part)) + (c - part)
+    bits = np.ascontiguousarray(total).view(np.int64)
+    inexact = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
+    outwards = (lost > 0) == (total > 0)
+    bits = np.where(inexact, np.where(outwards, bits + 1, bits - 1), bits)
+    return bits.view(np.float64).astype(np.float32)
+
+
+def _fused_double(a: float, b: float, c: float) -> float:
+    if not np.isfinite([a, b, c]).all():
+        return a * b + c
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    if exact == 0:
+        return a * b + c  # for the sign of zero
+    try:
+        return float(exact)
+    except OverflowError:
+        return float(np.copysign(np.inf, float(exact > 0) - 0.5))
