@@ -101,11 +101,9 @@ def weights_of(
 def _require_path(source: str | os.PathLike[str], argument: str) -> None:
     """ValueError for a string that is no path of anything, such as a method's or a model's name."""
     path = os.fspath(source)
-    try:
-        there = os.path.lexists(path)
-    except ValueError as error:  # a null character
-        raise ValueError(f"{argument}: expected a path; got {path!r}: {error}") from error
-    if not there and not os.path.splitext(path)[1] and os.sep not in path:
+    if "\0" in path:
+        raise ValueError(f"{argument}: expected a path without null characters; got {path!r}")
+    if not os.path.lexists(path) and not os.path.splitext(path)[1] and os.sep not in path:
         raise ValueError(
             f"{argument}: expected a torch.nn.Module or the path of a checkpoint; got {path!r},"
             " which is neither a file nor a folder"

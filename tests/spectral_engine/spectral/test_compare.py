@@ -26,7 +26,8 @@ def test_rows_are_those_of_a_report() -> None:
     """
     dense, split = network(), {"qkv": ("q", "k")}
     pruned = copy.deepcopy(dense)
-    report = se.prune(pruned, sparsity=0.6, split=split, measure=True)
+    recipe = se.Recipe(se.Magnitude(), select=se.Select(split=split))
+    report = se.prune(pruned, recipe, 0.6, measure=True)
     found = se.compare(dense, pruned, split=split, ignore="embed")
     assert [row.name for row in found.skipped] == ["embed.weight"]
     assert [(row.name, row.shape) for row in found.layers] == [

@@ -63,14 +63,14 @@ def resident():
         if line.startswith("VmRSS"):
             return int(line.split()[1])
 
-torch.set_num_threads({threads})
+torch.set_num_threads(1)
 model = torch.nn.Sequential(*[torch.nn.Linear(64, 64, bias=False) for _ in range(4)])
 tracker = se.SpectrumTracker(model, every=1, rank=4)
-for _ in range(200):
+for _ in range(150):
     tracker.step()
 gc.collect()
 before = resident()
-for _ in range(1500):
+for _ in range(600):
     tracker.step()
 gc.collect()
 print(resident() - before)
@@ -78,16 +78,14 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_long_training_takes_no_more_than_its_records(threads: int) -> None:
+def test_a_long_training_takes_no_more_than_its_records() -> None:
     """Catches whole spectra kept alive by views of their leading values, and small arrays between
-    large temporaries, which keep the heap from shrinking: 50 MB and more for these 290 KB."""
-    script = MEMORY.format(threads=threads)
+    large temporaries, which keep the heap from shrinking: 9 MB once for these 115 KB."""
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 8 * 1024
+    assert int(done.stdout) < 3 * 1024
 
 
 def recorded() -> se.SpectrumTracker:

@@ -201,7 +201,7 @@ def test_names_and_blocks_are_those_of_prune() -> None:
     assert tracker.effective_rank("conv.weight")[0] == pytest.approx(
         float(torch.exp(-(p * p.log()).sum())), rel=1e-5
     )
-    report = se.prune(net, sparsity=0.5, split=split)
+    report = se.prune(net, se.Recipe(se.Magnitude(), select=se.Select(split=split)), 0.5)
     assert tracker.names == [layer.name for layer in report.layers]
 
 
