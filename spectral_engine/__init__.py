@@ -12,6 +12,12 @@ print(se.spectra(model))
 
 from spectral_engine.calibration.input_moments import InputMoments, calibrate
 from spectral_engine.calibration.request import Calibration
+from spectral_engine.compression import transformers_hook as _transformers_hook
+from spectral_engine.compression.convolution import SparseConv
+from spectral_engine.compression.file import compress_file, decompress_file
+from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
+from spectral_engine.compression.model import compress, decompress
+from spectral_engine.compression.report import CompressedWeight, CompressReport
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.views import View, register_layer
 from spectral_engine.masking.mask import Mask
@@ -57,6 +63,8 @@ __all__ = [
     "Calibration",
     "CalibrationReport",
     "Comparison",
+    "CompressReport",
+    "CompressedWeight",
     "Constant",
     "Cubic",
     "Errors",
@@ -85,7 +93,10 @@ __all__ = [
     "Schedule",
     "Select",
     "Skipped",
+    "SparseConv",
+    "SparseEmbedding",
     "SparseGPT",
+    "SparseLinear",
     "Sparsified",
     "SparsifyReport",
     "Spectra",
@@ -101,6 +112,10 @@ __all__ = [
     "apply_masks",
     "calibrate",
     "compare",
+    "compress",
+    "compress_file",
+    "decompress",
+    "decompress_file",
     "errors",
     "finalize",
     "load_recipes",
@@ -115,3 +130,5 @@ __all__ = [
     "spectra",
     "spectrum",
 ]
+
+_transformers_hook.install()

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from spectral_engine import __version__
 from spectral_engine.cli.compare import compare
+from spectral_engine.cli.compress import compress, decompress
 from spectral_engine.cli.demo import demo
 from spectral_engine.cli.profile import profile
 from spectral_engine.cli.prune import prune
@@ -24,6 +25,8 @@ app.command()(demo)
 app.command()(prune)
 app.command()(spectrum)
 app.command()(compare)
+app.command()(compress)
+app.command()(decompress)
 app.command()(profile)
 app.command()(reproduce)
 

@@ -30,7 +30,8 @@ class SparseConv(SparseLinear):
     """
 
     def __init__(self, parts: Mapping[str, torch.Tensor], layer: _Convolution) -> None:
-        super().__init__(parts, tuple(layer.weight.shape), layer.bias)
+        bias: Any = layer.bias
+        super().__init__(parts, tuple(layer.weight.shape), bias)
         self.kind = type(layer)
         self.settings = {
             name: copy.copy(getattr(layer, name))
@@ -71,7 +72,8 @@ class SparseConv(SparseLinear):
         dims = len(self.settings["stride"])
         for dim, step in enumerate(self.settings["stride"], -dims):
             if step != 1:
-                x = x[(..., slice(None, None, step), *[slice(None)] * (-dim - 1))]
+                wanted = torch.arange(0, x.shape[dim], step, device=x.device)
+                x = x.index_select(dim, wanted)
         channels = x.ndim - dims - 1
         return super().forward(x.movedim(channels, -1)).movedim(-1, channels)
 

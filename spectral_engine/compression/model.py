@@ -124,7 +124,8 @@ def decompress(model: nn.Module) -> int:
             dense: Any = module.to_dense()  # type: ignore[operator]
             key = (module.compressed.data_ptr(), module.bitmask.data_ptr())
             dense.weight = weights.setdefault(key, dense.weight)
-            made[id(module)] = _like(module, dense)
+            _take_over(module, dense)
+            made[id(module)] = dense
     _replace(model, made)
     transformers_hook.adopt(model, compressed=False)
     return len(made)
@@ -186,17 +187,17 @@ def sparse_module(module: Any, parts: Mapping[str, torch.Tensor]) -> SparseWeigh
         made = SparseLinear(parts, tuple(module.weight.shape), module.bias)
     else:
         made = SparseConv(parts, module)
-    return _like(module, made)
+    _take_over(module, made)
+    return made
 
 
-def _like(old: nn.Module, new: Any) -> Any:
-    """The new module in the old one's mode and with its hooks."""
+def _take_over(old: nn.Module, new: nn.Module) -> None:
+    """Put the new module into the old one's mode, with its hooks."""
     new.train(old.training)
     for name in _HOOKS:
         hooks = getattr(old, name)
         if hooks:
             getattr(new, name).update(hooks)
-    return new
 
 
 def _replace(model: nn.Module, made: dict[int, Any]) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from spectral_kernels.product import Packed, pack
-from spectral_kernels.product.packed import check
 from torch import nn
 
 from spectral_engine.checkpoints.sparse import forms
@@ -74,12 +73,12 @@ class SparseWeight(nn.Module):
         return {**self.__dict__, "prepared": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         operators.hold(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.prepared = None
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
         self,
@@ -151,6 +150,6 @@ def _parts(
 def _checked(parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The bitmask parts from those of any form, once they are known to belong together."""
     packed, shape = forms.packed_from(parts)
-    check(packed)
+    forms.check(packed)
     made = forms.parts_of(packed, shape, forms.plan_of(packed, shape))
     return {name: part.to(packed.values.device) for name, part in made.items()}

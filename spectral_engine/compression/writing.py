@@ -17,6 +17,7 @@ from spectral_engine.checkpoints.formats.base import (
     as_bytes,
     brief,
 )
+from spectral_engine.checkpoints.formats.safetensors_format import FORMAT_DTYPES
 from spectral_engine.checkpoints.sparse import forms, layout
 from spectral_engine.checkpoints.sparse.reader import CompressedFile, Stored
 from spectral_engine.compression.report import CompressedWeight
@@ -177,7 +178,7 @@ def _format_dtype(source: CheckpointFile, name: str) -> str:
     dtype = source.dtype(name)
     if isinstance(dtype, str):
         return dtype
-    if dtype not in layout.FORMAT_DTYPES:
+    if dtype not in FORMAT_DTYPES:
         raise CheckpointError(source.path, f"{brief(name)} in a dtype of safetensors", f"{dtype}")
     return layout.format_dtype(dtype)
 

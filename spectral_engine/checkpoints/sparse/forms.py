@@ -189,6 +189,27 @@ def decode(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return weight
 
 
+def check(packed: Packed) -> None:
+    """Refuse values, bits and offsets that do not belong together.
+
+    Raises:
+        ValueError: which row is the first that is wrong.
+    """
+    bits = packed.bitmask.cpu().numpy()
+    counts = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
+    ends = np.cumsum(counts)
+    wrong = packed.row_offsets.cpu().numpy() != ends - counts
+    if packed.shape[1] % 8:
+        wrong |= bits[:, -1] >> (packed.shape[1] % 8) != 0
+    if ends[-1] != packed.nnz:
+        wrong[-1] = True
+    if wrong.any():
+        raise ValueError(
+            f"{BITMASK}: its ones and {OFFSETS} do not agree with {packed.nnz} values; the first "
+            f"row where they do not is {int(np.flatnonzero(wrong)[0])}"
+        )
+
+
 def shape_from(part: torch.Tensor) -> tuple[int, ...]:
     """The shape that the part `shape` holds; two sizes or more, none of them 0.
 
@@ -208,7 +229,7 @@ def shape_from(part: torch.Tensor) -> tuple[int, ...]:
 
 
 def _plan(
-    form: str, shape: tuple[int, ...], count: int, own: dict[str, tuple[int, ...]], **more: Any
+    form: str, shape: tuple[int, ...], count: int, own: Mapping[str, tuple[int, ...]], **more: Any
 ) -> Plan:
     known = {VALUES: (count,), SHAPE: (len(shape),), PATTERN: (2,), **own}
     return Plan(form, {part: known[part] for part in PARTS[form]}, count, **more)

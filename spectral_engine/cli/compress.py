@@ -1,0 +1,55 @@
+"""`spectral-engine compress IN -o OUT` and `spectral-engine decompress IN -o OUT`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spectral_engine.cli.options import AsJson, Ignore, Targets
+from spectral_engine.compression import file as files
+from spectral_engine.compression.report import WIDTH
+
+Force = Annotated[bool, typer.Option("--force", help="replace an existing OUT")]
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="OUT", help="a folder for a folder, or .safetensors"),
+]
+
+
+def compress(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="a pruned .safetensors, .pt, .bin, .npz, or a folder"),
+    ],
+    output: Output,
+    targets: Targets = None,
+    ignore: Ignore = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a pruned weight file or Hugging Face folder without its zeros; values stay the same."""
+    report = files.compress_file(
+        source, output, targets=targets or None, ignore=ignore or None, force=force, progress=True
+    )
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), **report.to_dict()}))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    console.print(report)
+    typer.echo(f"wrote {output}, {report.ratio:.1%} of the dense weights")
+
+
+def decompress(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="a compressed .safetensors file, or a folder")
+    ],
+    output: Output,
+    force: Force = False,
+) -> None:
+    """Write a compressed weight file or folder with its zeros, as it was before."""
+    files.decompress_file(source, output, force=force)
+    typer.echo(f"wrote {output}")
