@@ -31,7 +31,7 @@ from spectral_kernels.reference.patterns import (
     parse_pattern,
     pattern_sparsity,
 )
-from spectral_kernels.reference.stream import stream_id
+from spectral_kernels.reference.stream import draws, stream_id
 
 __all__ = [
     "GROUP_NAMES",
@@ -48,6 +48,7 @@ __all__ = [
     "Sparse",
     "check_divides",
     "check_weight",
+    "draws",
     "entries_to_keep",
     "histogram",
     "magnitude_curve",

@@ -1,51 +1,57 @@
 """Moments of every layer's inputs, gathered by running a model over calibration batches.
 
 Layers that see the same inputs, such as query, key and value, make one stage and share one matrix
-of moments. Sequentially, a stage's batches run through the layers pruned before it, as in SparseGPT
-(arXiv 2301.00774), one pass a stage, each ended where nothing more of the stage can come; no
-moments are held but one stage's. Otherwise all stages are gathered in one pass over the dense
-model, and held together. By default a pass gathers as many stages, one after the other, as fit in
-the memory that a sequential calibration takes: a block of a transformer, say, where one layer of
-it has far larger moments than the others.
+of moments. A pass over the batches gathers as many stages as memory allows, and ends each batch
+where nothing more of them can come. What is pruned between two passes is seen by the later one, as
+in SparseGPT (arXiv 2301.00774).
+
+Which layers share their inputs, and where a pass can end, is learnt by tracing forward passes, and
+holds for every batch: several passes begin with one that only traces. A single pass has no end; it
+begins with what the first batches showed, goes on tracing, and is done again if that was wrong.
 
 With `asymmetric`, a dense copy of the model runs beside it, and each layer is later fitted to what
 the copy puts out there, from the inputs that the pruned model has (GPTAQ, arXiv 2504.02692).
 """
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from spectral_engine.calibration.dense_reference import DenseTwin
-from spectral_engine.calibration.forward import (
+from spectral_engine.calibration.batches import (
     Forward,
-    Hook,
+    RefusedError,
     call,
-    ending,
-    evaluating,
-    finite_batches,
-    until_end,
+    copied,
+    copies,
+    held,
+    named_error,
 )
-from spectral_engine.calibration.inputs import Call
+from spectral_engine.calibration.cost import say_if_long
+from spectral_engine.calibration.dense_reference import DenseReference
+from spectral_engine.calibration.forward import Hook, ending, evaluating, until_end
+from spectral_engine.calibration.inputs import Call, flat
+from spectral_engine.calibration.positions import Positions, Sample, rows_taken
 from spectral_engine.calibration.request import Calibration, Request
 from spectral_engine.calibration.stages import (
-    Source,
     Stage,
-    end_of,
+    Wanted,
+    alike,
+    divided,
     features_of,
     held_bytes,
     sources_of,
     stage_bytes,
     stages_of,
-    trace_of,
 )
+from spectral_engine.calibration.trace import Source, Trace
 from spectral_engine.layers.find import Layer
 from spectral_engine.matrix.moments import Accumulator, Moments
 
@@ -58,12 +64,25 @@ class Calibrated:
     """A layer with its moments, or with the reason why it has none.
 
     bias_correction: whether the layer's bias will be corrected; the moments are centred then.
+    few: what the layer saw, where not every batch reached it or there are fewer samples than input
+        features.
     """
 
     layer: Layer
     moments: Moments | None
     reason: str | None = None
     bias_correction: bool = False
+    few: str | None = None
+
+
+@dataclass
+class _Sum:
+    """What a pass has gathered for a stage."""
+
+    stage: Stage
+    total: Accumulator
+    sample: Sample
+    reached: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -78,29 +97,41 @@ class Calibrator:
     model: nn.Module
     requests: Sequence[Request]
     calibration: Calibration
+    _batches: Sequence[Any] = field(init=False, repr=False)
     _passes: list[list[Stage]] = field(init=False, repr=False)
     _hidden: list[Calibrated] = field(init=False, repr=False)
+    _wanted: list[Wanted] = field(init=False, repr=False)
+    _unseen: list[Layer] = field(init=False, repr=False)
+    _trace: Trace = field(init=False, repr=False)
+    _positions: Positions = field(init=False, repr=False)
     _run: Forward = field(init=False, repr=False)
+    _seconds: float = field(init=False, repr=False, default=0.0)
 
     def __post_init__(self) -> None:
+        _require_loaded(self.model)
         self._run = self.calibration.forward or call
-        self._hidden = []
-        stages: list[Stage] = []
+        self._batches = held(self.calibration.batches)
+        self._positions = Positions(self.model, self.calibration.positions)
+        self._hidden, self._wanted, self._passes, self._unseen = [], [], [], []
         names = {id(module): name for name, module in self.model.named_modules()}
-        wanted: list[tuple[Request, list[Source]]] = []
         for request in self.requests:
             sources, reason = sources_of(request.layer, names)
             if reason is None:
-                wanted.append((request, sources))
+                self._wanted.append((request, sources))
             else:
                 self._hidden.append(Calibrated(request.layer, None, reason))
-        if wanted:
-            found = {source.key: source for _, sources in wanted for source in sources}
-            trace = trace_of(self.model, found, self._checked_batches(), self._run)
-            stages, unseen = stages_of(wanted, trace)
-            self._hidden += [Calibrated(layer, None, UNREACHED) for layer in unseen]
-        self._passes = self._divided(stages)
+        found = {source.key: source for _, sources in self._wanted for source in sources}
+        self._trace = Trace(found, self._count)
+        if self._wanted:
+            self._look(to_the_end=False)
+            self._arrange()
+            if len(self._passes) > 1 and not self._traced_all:
+                self._look(to_the_end=True)
+                self._arrange()
         self._require_memory()
+        say_if_long(
+            self._passes, self.calibration.max_samples, self._seconds, self.calibration.asymmetric
+        )
 
     @property
     def bytes(self) -> int:
@@ -112,24 +143,49 @@ class Calibrator:
         """How often the batches go through the model for moments."""
         return len(self._passes)
 
-    def _divided(self, stages: list[Stage]) -> list[list[Stage]]:
-        """The stages of each pass."""
+    # Which layers share their inputs, and which a pass gathers
+
+    @property
+    def _traced_all(self) -> bool:
+        return len(self._trace.batches) == len(self._batches)
+
+    def _look(self, *, to_the_end: bool) -> None:
+        """Trace the next batches: all, or as many as it takes to reach every source."""
+        start = time.perf_counter()
+        with evaluating(self.model), self._trace.watching():
+            for index, batch in self._copies(len(self._trace.batches)):
+                with self._trace.batch():
+                    self._forward(self.model, index, batch)
+                if self._trace.reached_all and not to_the_end:
+                    break
+        taken = (time.perf_counter() - start) / max(1, len(self._trace.batches))
+        self._seconds = self._seconds or taken * len(self._batches)
+
+    def _arrange(self) -> None:
+        """Stages and passes as the trace has them by now."""
+        stages, self._unseen = stages_of(self._wanted, self._trace, len(self._batches))
         if self.calibration.sequential is False:
-            return [stages] if stages else []
-        alone = [[stage] for stage in stages]
-        if self.calibration.sequential or self.calibration.asymmetric:
-            return alone
-        most = max(map(self._held, alone), default=0)
-        passes: list[list[Stage]] = []
-        for stage in reversed(stages):  # from the end, so that passes end as early as they can
-            if passes and self._held([stage, *passes[0]]) <= most:
-                passes[0].insert(0, stage)
-            else:
-                passes.insert(0, [stage])
-        return passes
+            self._passes = [stages] if stages else []
+        elif self.calibration.sequential or self.calibration.asymmetric:
+            self._passes = [[stage] for stage in stages]
+        else:
+            self._passes = divided(stages, self.calibration.max_bytes)
 
     def _held(self, stages: list[Stage]) -> int:
         return held_bytes(stages, 2 if self.calibration.asymmetric else 1)
+
+    def _require_memory(self) -> None:
+        most = self.calibration.max_bytes
+        if self.bytes > most:
+            largest = max(chain(*self._passes), key=stage_bytes).name
+            raise ValueError(
+                f"max_bytes: moments and their working memory come to {self.bytes:,} bytes, the "
+                f"largest those of {largest}; got {most:,}. Raise it, leave layers "
+                "out with `ignore`"
+                + (", or use sequential=True" if self.calibration.sequential is False else "")
+            )
+
+    # Passes over the batches
 
     def __iter__(self) -> Iterator[Calibrated]:
         """Layers with their moments, and then those without.
@@ -137,84 +193,155 @@ class Calibrator:
         Passes come in the order of the forward pass, and what is done to the layers of one counts
         for the next; of a pass those with the smallest moments come first.
         """
-        dense = copy.deepcopy(self.model) if self.calibration.asymmetric and self._passes else None
+        asymmetric = self.calibration.asymmetric
+        dense = copy.deepcopy(self.model) if asymmetric and self._passes else None
+        if self._passes and not self._traced_all:  # a single pass
+            [stages] = self._passes
+            sums = self._gather(stages, dense, traced=False)
+            self._arrange()
+            if len(self._passes) == 1 and alike(stages, self._passes[0]):
+                yield from self._given(sums)
+                yield from self._without()
+                return
+            del sums
+            self._require_memory()
         for stages in self._passes:
-            yield from self._gathered(sorted(stages, key=stage_bytes), dense)
-        yield from self._hidden
+            yield from self._given(self._gather(stages, dense, traced=True))
+        yield from self._without()
 
-    def _gathered(self, stages: list[Stage], dense: nn.Module | None) -> Iterator[Calibrated]:
-        sums = [_accumulator(stage) for stage in stages]
+    def _without(self) -> Iterator[Calibrated]:
+        yield from self._hidden
+        yield from (Calibrated(layer, None, UNREACHED) for layer in self._unseen)
+
+    def _gather(self, stages: list[Stage], dense: nn.Module | None, *, traced: bool) -> list[_Sum]:
+        """One pass over the batches; all are traced already, or else are now."""
+        stages = sorted(stages, key=stage_bytes)
+        sums = [
+            _Sum(
+                stage,
+                Accumulator(*features_of(stage)),
+                Sample(stage.name, stage.rows, self.calibration.max_samples),
+            )
+            for stage in stages
+        ]
+        keys = [source.key for stage in stages for source in stage.sources]
+        end = self._trace.end_of(keys) if traced else None
+        known = len(self._trace.batches)
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
-            twin = None if dense is None else stack.enter_context(DenseTwin(dense, stages))
-            end = end_of(stages)
-            for stage, total in zip(stages, sums, strict=True):
-                for source in stage.sources:
-                    hook = _adding(source, stage.layers[0], total, twin)
+            reference = None
+            if dense is not None:
+                reference = stack.enter_context(DenseReference(dense, stages, end))
+            place = [0]
+            for one in sums:
+                for source in one.stage.sources:
+                    hook = self._adding(source, one, reference, place)
                     stack.enter_context(source.hooked(hook))
             if end is not None:
                 stack.enter_context(end.hooked(ending))
-            for batch in self._checked_batches():
-                if twin is not None:
-                    twin.see(self._run, batch)
-                until_end(partial(self._run, self.model, batch))
-        while stages:
-            stage, total = stages[0], sums.pop(0)
-            stages = stages[1:]
-            moments = total.moments()
-            del total
+            if not traced:
+                stack.enter_context(self._trace.watching())
+            for index, batch in self._copies():
+                place[0] = index
+                if reference is not None:
+                    reference.see(partial(self._forward, index=index, batch=copied(batch, None)))
+                with self._trace.batch() if index >= known else nullcontext():
+                    self._forward(self.model, index, batch)
+        return sums
+
+    def _adding(
+        self, source: Source, one: _Sum, reference: DenseReference | None, place: list[int]
+    ) -> Hook:
+        """A hook that adds a call's inputs to the sums."""
+        layer, inputs = one.stage.layers[0], source.inputs
+        n = layer.matrices().shape[-1]
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+            found = inputs.find(Call(args, kwargs, output))
+            if found is None:
+                return
+            found = found.detach()
+            other = None if reference is None else reference.next_inputs(source, found)
+            weights, count = self._weights(source, found), inputs.count(found)
+            index, chosen = rows_taken(weights, count, one.sample, found.device)
+            if count and (weights is None or bool(weights.any())):
+                one.reached.add(place[0])
+            dense = None if other is None else inputs.rows(other, index)
+            for part in inputs.rows(found, index):
+                if part.shape[-1] != n:
+                    raise RefusedError(
+                        f"calibration: expected {n} input features at {layer.name}; "
+                        f"got {part.shape[-1]}"
+                    )
+                if part.shape[-2]:
+                    one.total.add(part, None if dense is None else next(dense), chosen)
+
+        return hook
+
+    def _weights(self, source: Source, found: torch.Tensor) -> torch.Tensor | None:
+        """The weight of each row of a call's inputs, None if all count alike."""
+        if source.inputs.rows is not flat:
+            return None
+        time_first = source.inputs.time_first
+        return self._positions.of(source.name, source.inputs.slot, found, time_first)
+
+    def _count(self, source: Source, found: torch.Tensor) -> int:
+        """How many rows of a call's inputs count."""
+        weights = self._weights(source, found)
+        return source.inputs.count(found) if weights is None else int(weights.count_nonzero())
+
+    def _given(self, sums: list[_Sum]) -> Iterator[Calibrated]:
+        """The layers of a pass; each stage's moments are let go of before the next one's."""
+        while sums:
+            one = sums.pop(0)
+            stage, few = one.stage, self._few(one)
+            moments = one.total.moments()
+            del one
             if moments is not None and not bool(torch.isfinite(moments.scale).all()):
-                raise ValueError(
-                    f"calibration: the inputs of {stage.layers[0].name} hold NaN or infinity"
-                )
-            if moments is not None and stage.corrects_bias:
+                raise ValueError(f"calibration: the inputs of {stage.name} hold NaN or infinity")
+            corrects = moments is not None and stage.corrects_bias
+            if moments is not None and corrects:
                 moments = moments.centre()
+            reason = None if moments is not None else UNREACHED
             for layer in stage.layers:
-                reason = None if moments is not None else UNREACHED
-                yield Calibrated(
-                    layer, moments, reason, moments is not None and stage.corrects_bias
-                )
+                yield Calibrated(layer, moments, reason, corrects, few)
             del moments
 
-    def _checked_batches(self) -> Iterator[Any]:
+    def _few(self, one: _Sum) -> str | None:
+        """What a stage saw, if that is less than other stages see or than its refits need."""
+        count, n = one.total.count, features_of(one.stage)[0]
+        if count and len(one.reached) < len(self._batches):
+            return f"{len(one.reached)} of {len(self._batches)} batches reached it"
+        if 0 < count < n:
+            return f"{count:,} samples for {n:,} input features"
+        return None
+
+    def _copies(self, start: int = 0) -> Iterator[tuple[int, Any]]:
+        """Copies of the batches from number `start` on, on the model's device."""
         parameter = next(self.model.parameters(), None)
-        return finite_batches(
-            self.calibration.batches, None if parameter is None else parameter.device
-        )
+        device = None if parameter is None else parameter.device
+        own_forward = self.calibration.forward is not None
+        batches = islice(self._batches, start, None)
+        for index, batch in copies(batches, device, own_forward, start):
+            self._positions.see(batch)
+            yield index, batch
 
-    def _require_memory(self) -> None:
-        most = self.calibration.max_bytes
-        if self.bytes > most:
-            largest = max(chain(*self._passes), key=stage_bytes).layers[0]
+    def _forward(self, model: nn.Module, index: int, batch: Any) -> None:
+        """Run a model over a batch, which a hook may end."""
+        try:
+            until_end(partial(self._run, model, batch))
+        except Exception as error:
+            named = named_error(error, index, batch)
+            if named is error:
+                raise
+            raise named from error
+
+
+def _require_loaded(model: nn.Module) -> None:
+    """Refuse weights that are elsewhere until a layer's turn comes."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
             raise ValueError(
-                f"max_bytes: moments and their working memory come to {self.bytes:,} bytes, the "
-                f"largest those of {largest.name}; got {most:,}. Raise it, leave layers "
-                "out with `ignore`"
-                + (", or use sequential=True" if self.calibration.sequential is False else "")
+                f"calibration: {name} is on the meta device: offloaded, or not loaded yet; expected"
+                " all weights in memory, as from_pretrained without device_map loads them"
             )
-
-
-def _adding(source: Source, layer: Layer, total: Accumulator, twin: DenseTwin | None) -> Hook:
-    """A hook that adds a call's inputs to the sums."""
-    n = layer.matrices().shape[-1]
-
-    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        found = source.inputs.find(Call(args, kwargs, output))
-        if found is None:
-            return
-        rows = source.inputs.rows
-        dense = None if twin is None else rows(twin.next_inputs(source, found))
-        for part in rows(found.detach()):
-            if part.shape[-1] != n:
-                raise ValueError(
-                    f"calibration: expected {n} input features at {layer.name}; "
-                    f"got {part.shape[-1]}"
-                )
-            total.add(part, None if dense is None else next(dense))
-
-    return hook
-
-
-def _accumulator(stage: Stage) -> Accumulator:
-    features, batch, dtype, device = features_of(stage)
-    return Accumulator(features, batch, dtype, device)

@@ -1,35 +1,36 @@
 """The dense model beside the one that is pruned: what it sees where the other is looked at."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from spectral_engine.calibration.forward import Forward, Hook, ending, evaluating, until_end
+from spectral_engine.calibration.batches import RefusedError
+from spectral_engine.calibration.forward import Hook, ending, evaluating
 from spectral_engine.calibration.inputs import Call
-from spectral_engine.calibration.stages import Key, Source, Stage, end_of
+from spectral_engine.calibration.stages import Stage
+from spectral_engine.calibration.trace import Key, Source
 
 
-class DenseTwin:
-    """The dense model, and the inputs it had at a stage's sources in the batch that it saw last."""
+class DenseReference:
+    """The dense model, and the inputs that it had at some sources in the batch it saw last."""
 
-    def __init__(self, model: nn.Module, stages: list[Stage]) -> None:
-        self._model = model
-        self._stages = stages
+    def __init__(self, model: nn.Module, stages: list[Stage], end: Source | None) -> None:
+        self._model, self._stages, self._end = model, stages, end
         self._seen: dict[Key, list[torch.Tensor]] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> "DenseTwin":
+    def __enter__(self) -> "DenseReference":
         self._stack.enter_context(evaluating(self._model))
         for stage in self._stages:
             for source in stage.sources:
                 module = self._model.get_submodule(source.name)
                 self._stack.enter_context(source.hooked(self._keeping(source), module))
-        end = end_of(self._stages)
-        if end is not None:
-            self._stack.enter_context(end.hooked(ending, self._model.get_submodule(end.name)))
+        if self._end is not None:
+            module = self._model.get_submodule(self._end.name)
+            self._stack.enter_context(self._end.hooked(ending, module))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,21 +39,21 @@ class DenseTwin:
     def _keeping(self, source: Source) -> Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
             found = source.inputs.find(Call(args, kwargs, output))
-            if found is not None:
-                self._seen.setdefault(source.key, []).append(found.detach())
+            if found is not None:  # a copy: the forward may go on to change it in place
+                self._seen.setdefault(source.key, []).append(found.detach().clone())
 
         return hook
 
-    def see(self, run: Forward, batch: Any) -> None:
-        """Keep what this batch gives in place of what the last gave."""
+    def see(self, run: Callable[[nn.Module], None]) -> None:
+        """Keep what this run of the model gives in place of what the last gave."""
         self._seen = {}
-        until_end(partial(run, self._model, batch))
+        run(self._model)
 
     def next_inputs(self, source: Source, like: torch.Tensor) -> torch.Tensor:
         """What the dense model had at the call that the pruned one is at now."""
         seen = self._seen.get(source.key)
         if not seen or seen[0].shape != like.shape:
-            raise ValueError(
+            raise RefusedError(
                 "asymmetric: expected the dense and the pruned model to be called alike; at "
                 f"{source.name} they are not"
             )

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from spectral_engine.calibration.batches import Forward
 from spectral_engine.calibration.calibrator import Calibrated, Calibrator
-from spectral_engine.calibration.forward import Forward
-from spectral_engine.calibration.request import MAX_BYTES, Calibration, Request
+from spectral_engine.calibration.positions import PositionRule
+from spectral_engine.calibration.request import MAX_BYTES, MAX_SAMPLES, Calibration, Request
 from spectral_engine.calibration.stages import Stage, corrects_bias, held_bytes
 from spectral_engine.layers.find import Layer, layers_to_prune
 from spectral_engine.layers.selector import Selector
@@ -18,12 +19,32 @@ from spectral_engine.recipe.refits import workspace_of
 class InputMoments:
     """The moments of each layer's inputs in the dense model; see `calibrate`.
 
-    moments: by the layer's name, shared by layers that see the same inputs. unseen: the reason, by
-    name, of layers without. `prune` takes it for `calibration`, of the model or of a copy of it.
+    `prune` takes it for `calibration`, of the model or of a copy of it.
+
+    Args:
+        moments: by the layer's name, shared by layers that see the same inputs.
+        unseen: the reason, by name, of layers that have none.
+        few: by name, of layers that saw less than others, or less than they have input features:
+            what they saw.
+
+    Example:
+        >>> import torch
+        >>> import spectral_engine as se
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> inputs = se.calibrate(torch.nn.Sequential(layer), [torch.ones(8, 4)])
+        >>> inputs
+        InputMoments(of 1 layers, 0 unseen)
+        >>> inputs.moments["0.weight"].second.shape, inputs.moments["0.weight"].count
+        (torch.Size([4, 4]), 8)
     """
 
-    def __init__(self, moments: Mapping[str, Moments], unseen: Mapping[str, str]) -> None:
-        self.moments, self.unseen = dict(moments), dict(unseen)
+    def __init__(
+        self,
+        moments: Mapping[str, Moments],
+        unseen: Mapping[str, str],
+        few: Mapping[str, str] | None = None,
+    ) -> None:
+        self.moments, self.unseen, self.few = dict(moments), dict(unseen), dict(few or {})
 
     def __repr__(self) -> str:
         """How many layers there are."""
@@ -51,7 +72,7 @@ class InputMoments:
             else:
                 corrects = corrects_bias(layer, refit)
                 centred = moments.deviations() if corrects else moments
-                yield Calibrated(layer, centred, None, corrects)
+                yield Calibrated(layer, centred, None, corrects, self.few.get(layer.name))
 
     def _require(self, layer: Layer) -> None:
         if layer.name not in self.moments and layer.name not in self.unseen:
@@ -77,29 +98,52 @@ def calibrate(
     ignore: str | Iterable[str] | None = None,
     split: Mapping[str, Sequence[str] | Mapping[str, int]] | None = None,
     forward: Forward | None = None,
+    positions: PositionRule = None,
+    max_samples: int | None = MAX_SAMPLES,
     max_bytes: int = MAX_BYTES,
 ) -> InputMoments:
     """Gather what a model's layers see, in one pass over the batches.
 
-    `prune(copy, ..., calibration=calibrate(model, batches))` is
-    `prune(copy, ..., calibration=batches, sequential=False)` without the pass, so that methods,
-    refits and sparsities can be compared at the price of one calibration. It holds the second
-    moments of all layers, n x n float32 for n input features.
+    `prune(copy, recipe, calibration=calibrate(model, batches))` is
+    `prune(copy, recipe, calibration=Calibration(batches, sequential=False))` without the pass, so
+    that recipes can be compared at the price of one calibration.
 
     Args:
-        model, targets, ignore, split, forward: as `prune` takes them; so are `batches`, for which
-            its `calibration` stands. max_bytes: of moments.
+        model: left as it was, its buffers and the random state too.
+        batches: see `Calibration`.
+        targets, ignore: as for `prune`.
+        split: as for `Select`.
+        forward, positions, max_samples: see `Calibration`.
+        max_bytes: the most that the moments may take: of n input features n x n float32 for each
+            layer, layers of the same inputs once.
+
+    Returns:
+        The moments of each layer, and the reason why a layer has none.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
+
+    Example:
+        >>> import torch
+        >>> import spectral_engine as se
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> inputs = se.calibrate(model, [torch.randn(16, 8) for _ in range(3)])
+        >>> inputs.moments["1.weight"].count
+        48
     """
     layers = layers_to_prune(model, Selector.of(targets, ignore), split)[0]
-    calibration = Calibration(batches, forward=forward, sequential=False, max_bytes=max_bytes)
+    calibration = Calibration(
+        batches, forward=forward, positions=positions, max_samples=max_samples, sequential=False,
+        max_bytes=max_bytes,
+    )  # fmt: skip
     found = Calibrator(model, [Request(layer, None) for layer in layers], calibration)
-    moments, unseen = {}, {}
+    moments, unseen, few = {}, {}, {}
     for one in found:
         if one.moments is None:
             unseen[one.layer.name] = one.reason or ""
         else:
             moments[one.layer.name] = one.moments
-    return InputMoments(moments, unseen)
+        if one.few is not None:
+            few[one.layer.name] = one.few
+    return InputMoments(moments, unseen, few)

@@ -18,6 +18,7 @@ forward is not called; embeddings, whose inputs are indices; and parameters that
 unknown class uses.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -44,6 +45,7 @@ class Call(NamedTuple):
 
 
 Find = Callable[[Call], torch.Tensor | None]
+Rows = Callable[[torch.Tensor, torch.Tensor | None], Iterator[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,19 @@ class Inputs:
 
     slot: which of them, such as "query"; matrices of one module and slot share their inputs
     find: from the call to the tensor that holds them, None if there is none
-    rows: from that tensor to parts (N, n), or (b, N, n) for a batch of matrices
+    rows: from that tensor to parts (N, n), or (b, N, n) for a batch of matrices; of the rows with
+        these numbers, or of all
+    count: how many rows there are
     after: whether they are only seen once the call is over
+    time_first: whether the tensor is (T, B, n) for certain
     """
 
     slot: str
     find: Find
-    rows: Callable[[torch.Tensor], Iterator[torch.Tensor]]
+    rows: Rows
+    count: Callable[[torch.Tensor], int]
     after: bool = False
+    time_first: bool = False
 
 
 def inputs_of(module: nn.Module, local_name: str, part: str = "") -> Inputs | str:
@@ -67,28 +74,28 @@ def inputs_of(module: nn.Module, local_name: str, part: str = "") -> Inputs | st
     kind = type(module).__name__
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     if isinstance(module, nn.Linear) or fnmatchcase(name, "transformers.pytorch_utils.Conv1D"):
-        return Inputs("input", _argument(0, "input", "x"), flat)
+        return Inputs("input", _argument(0, "input", "x"), flat, flat_count)
     if isinstance(module, _CONVOLUTIONS):
-        return Inputs("input", _argument(0, "input"), _windows_of(module))
+        return Inputs("input", _argument(0, "input"), *_windows_of(module))
     if isinstance(module, _TRANSPOSED):
-        return Inputs("input", _argument(0, "input"), _transposed_windows_of(module))
+        return Inputs("input", _spread_by(module), *_transposed_windows_of(module))
     if isinstance(module, nn.Bilinear):
-        return Inputs("input", _outer, flat)
+        return Inputs("input", _outer, flat, flat_count)
     if isinstance(module, nn.MultiheadAttention):
         which = "qkv".find(part or local_name[0])
         slot = ("query", "key", "value")[which]
-        return Inputs(slot, _argument(which, slot), flat)
+        return Inputs(slot, _argument(which, slot), flat, flat_count)
     if isinstance(module, nn.RNNCellBase):
         if local_name == "weight_ih":
-            return Inputs("input", _argument(0, "input"), flat)
-        return Inputs("hidden", _hidden, flat)
+            return Inputs("input", _argument(0, "input"), flat, flat_count)
+        return Inputs("hidden", _hidden, flat, flat_count)
     if isinstance(module, nn.RNNBase):
         if local_name.startswith("weight_ih_l0"):
-            return Inputs("input", _argument(0, "input"), flat)
+            return Inputs("input", _argument(0, "input"), flat, flat_count)
         if local_name.startswith(f"weight_hh_l{module.num_layers - 1}"):
             reverse = local_name.endswith("_reverse")
             slot = "hidden, reverse" if reverse else "hidden"
-            return Inputs(slot, _states_of(module, reverse), flat, after=True)
+            return Inputs(slot, _states_of(module, reverse), flat, flat_count, True, True)
         return f"the inputs of {local_name} stay inside {kind}"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "the inputs of an embedding are indices"
@@ -118,8 +125,7 @@ def _hidden(call: Call) -> torch.Tensor | None:
 def _states_of(module: nn.RNNBase, reverse: bool) -> Find:
     """The states that each step of the last layer, in one direction, starts from.
 
-    They are what the step before has put out: the output, moved on by a step, the other way in
-    reverse, with the state that the call begins with at the end that this leaves free.
+    That is the output shifted one step (backwards if reverse); the initial state fills the gap.
     """
     place = -1 if reverse or not module.bidirectional else -2
     size = module.proj_size or module.hidden_size
@@ -154,27 +160,61 @@ def _outer(call: Call) -> torch.Tensor | None:
     return (first[..., :, None] * second[..., None, :]).flatten(-2)
 
 
-def flat(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+def flat(tensor: torch.Tensor, index: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
     """(..., n) as (N, n)."""
-    yield tensor.reshape(-1, tensor.shape[-1])
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    yield rows if index is None else rows[index]
 
 
-def _windows_of(module: Any) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
-    def rows(x: torch.Tensor) -> Iterator[torch.Tensor]:
-        x = x if x.ndim == len(module.kernel_size) + 2 else x[None]
+def flat_count(tensor: torch.Tensor) -> int:
+    """N."""
+    return math.prod(tensor.shape[:-1])
+
+
+def _windows_of(module: Any) -> tuple[Rows, Callable[[torch.Tensor], int]]:
+    def rows(x: torch.Tensor, index: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        x = _batched(x, module)
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        if any(module._reversed_padding_repeated_twice):
-            x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        yield from _windows(x, module, module.stride, flip=False)
+        if any(padding):
+            x = functional.pad(x, padding, mode=mode)
+        yield from _windows(x, module, module.stride, index, flip=False)
 
-    return rows
+    def count(x: torch.Tensor) -> int:
+        x = _batched(x, module)
+        added = [a + b for a, b in zip(padding[::2], padding[1::2], strict=True)][::-1]
+        sizes = [n + more for n, more in zip(x.shape[2:], added, strict=True)]
+        return x.shape[0] * _places(sizes, module, module.stride)
+
+    padding = module._reversed_padding_repeated_twice
+    return rows, count
 
 
-def _transposed_windows_of(module: Any) -> Callable[[torch.Tensor], Iterator[torch.Tensor]]:
+def _transposed_windows_of(module: Any) -> tuple[Rows, Callable[[torch.Tensor], int]]:
     """A transposed convolution is one of its input, spread by the stride, with a turned kernel."""
+    ones = (1,) * len(module.kernel_size)
 
-    def rows(x: torch.Tensor) -> Iterator[torch.Tensor]:
-        x = x if x.ndim == len(module.kernel_size) + 2 else x[None]
+    def rows(x: torch.Tensor, index: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        yield from _windows(x, module, ones, index, flip=True)
+
+    def count(x: torch.Tensor) -> int:
+        return x.shape[0] * _places(x.shape[2:], module, ones)
+
+    return rows, count
+
+
+def _spread_by(module: Any) -> Find:
+    """The input of a transposed convolution, spread by its stride and padded for its output."""
+
+    def find(call: Call) -> torch.Tensor | None:
+        x = _argument(0, "input")(call)
+        if x is None:
+            return None
+        asked = call.args[1] if len(call.args) > 1 else call.kwargs.get("output_size")
+        added = module._output_padding(
+            x, None if asked is None else list(asked), module.stride, module.padding,
+            module.kernel_size, len(module.kernel_size), module.dilation,
+        )  # fmt: skip
+        x = _batched(x, module)
         sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], module.stride, strict=True)]
         spread = x.new_zeros(*x.shape[:2], *sizes)
         every: tuple[slice, ...] = tuple(slice(None, None, step) for step in module.stride)
@@ -182,17 +222,30 @@ def _transposed_windows_of(module: Any) -> Callable[[torch.Tensor], Iterator[tor
         padding = []
         for i in reversed(range(len(sizes))):
             reach = module.dilation[i] * (module.kernel_size[i] - 1) - module.padding[i]
-            padding += [reach, reach + module.output_padding[i]]
-        spread = functional.pad(spread, padding)
-        yield from _windows(spread, module, (1,) * len(sizes), flip=True)
+            padding += [reach, reach + added[i]]
+        return functional.pad(spread, padding)
 
-    return rows
+    return find
+
+
+def _batched(x: torch.Tensor, module: Any) -> torch.Tensor:
+    """(samples, channels, ...), also of one sample alone."""
+    return x if x.ndim == len(module.kernel_size) + 2 else x[None]
+
+
+def _places(sizes: Sequence[int], module: Any, stride: Sequence[int]) -> int:
+    """How many windows an image of these padded sizes has."""
+    reach = (d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    return math.prod((n - r - 1) // s + 1 for n, r, s in zip(sizes, reach, stride, strict=True))
 
 
 def _windows(
-    x: torch.Tensor, module: Any, stride: Sequence[int], flip: bool
+    x: torch.Tensor, module: Any, stride: Sequence[int], index: torch.Tensor | None, flip: bool
 ) -> Iterator[torch.Tensor]:
-    """All windows (b, N, n) or (N, n) of padded images (samples, channels, ...), in parts."""
+    """Windows (b, N, n) or (N, n) of padded images (samples, channels, ...), in parts.
+
+    All of them, or those with the numbers `index`, counted sample by sample and place by place.
+    """
     kernel, dimensions = module.kernel_size, len(module.kernel_size)
     for i in range(dimensions):
         step = module.dilation[i]
@@ -200,12 +253,20 @@ def _windows(
     places = tuple(range(2, 2 + dimensions))
     taps = tuple(range(2 + dimensions, 2 + 2 * dimensions))
     x = x.permute(0, *places, 1, *taps)  # samples, places, channels, taps: nothing copied yet
+
+    def shaped(part: torch.Tensor, leading: int) -> torch.Tensor:
+        windows = part.flip(tuple(range(leading + 1, part.ndim))) if flip else part
+        count = part.shape[:leading].numel()
+        if module.groups == 1:
+            return windows.reshape(count, -1)
+        return windows.reshape(count, module.groups, -1).transpose(0, 1)
+
+    if index is not None:
+        length = math.prod(x.shape[1 + dimensions :])
+        for some in torch.split(index, max(1, _CHUNK // length)):
+            yield shaped(x[torch.unravel_index(some, x.shape[: 1 + dimensions])], 1)
+        return
     for sample in x:
         line = sample[0].numel()
         for part in sample.split(max(1, _CHUNK // line)):
-            windows = part.flip(tuple(t - 1 for t in taps)) if flip else part
-            count = part.shape[:dimensions].numel()
-            if module.groups == 1:
-                yield windows.reshape(count, -1)
-            else:
-                yield windows.reshape(count, module.groups, -1).transpose(0, 1)
+            yield shaped(part, dimensions)

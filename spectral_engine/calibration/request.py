@@ -7,29 +7,42 @@ from typing import Any, NamedTuple
 import torch
 
 from spectral_engine._util.checks import boolean, integer
-from spectral_engine.calibration.forward import Forward, check_batches
+from spectral_engine.calibration.batches import Forward, check_batches
+from spectral_engine.calibration.positions import PositionRule
 from spectral_engine.layers.find import Layer
 from spectral_engine.recipe.refits import Refit
 
 #: Bytes of moments, and of the working memory of a refit beside them, unless the caller says.
 MAX_BYTES = 1 << 32
+#: Samples of a layer, unless the caller says.
+MAX_SAMPLES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Batches of a model's inputs, and how its layers' inputs are gathered from them.
 
+    The model runs in evaluation mode over copies of the batches, and is left as it was.
+
     Args:
-        batches: an iterable that can be gone through several times, such as a list or a DataLoader.
-            A batch is a tensor, given to the model as it is; a dictionary, given by keywords; or a
-            tuple or list, of which as many leading items as the model's forward takes are given, so
-            that labels are left out. One tensor or dictionary stands for a list of it.
+        batches: a list or tuple, gone through once a pass; or another iterable, such as a
+            DataLoader, gone through once, whose batches are held in memory meanwhile. A batch is a
+            tensor, given to the model as it is; a dictionary, given by keywords; or a tuple or
+            list, of which the leading items that the model's forward has places for are given, so
+            that labels are left out; see `calibration/batches.py`. One tensor or dictionary stands
+            for a list of it.
         forward: called as forward(model, batch) instead of the model, for other batches.
+        positions: which positions of a batch (B, T) are samples. None for those that the model's
+            attention mask or key padding mask does not hide, as far as a layer's inputs have the
+            batch's shape; "all"; or a function of a batch that gives True and False, or weights of
+            at least 0, in a tensor (B, T).
+        max_samples: about how many samples a layer is calibrated on, at most; of more, such as the
+            windows of a convolution, so many are drawn, the same in every run. None takes all.
         sequential: True takes a layer's inputs from the model with the layers before it pruned, one
             pass a layer, in the memory of the largest layer's moments and as much again (SparseGPT
             and ALPS take more); False from the dense model, in one pass, which holds all layers'
-            moments at once. None takes as many layers a pass as fit in the memory that True takes,
-            each seen through the layers that earlier passes pruned.
+            moments at once. None takes as few passes as `max_bytes` allows, each seen through the
+            layers that earlier passes pruned: one, as False, where all fits.
         asymmetric: fit what the layer gives in the dense model, of which a copy is held meanwhile
             (GPTAQ, arXiv 2504.02692); only where the calibration is sequential.
         max_bytes: the most that moments and the working memory of the refit may take, the pruned
@@ -37,10 +50,22 @@ class Calibration:
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
+
+    Example:
+        >>> import spectral_engine as se
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> batches = [torch.randn(16, 8) for _ in range(3)]
+        >>> calibration = se.Calibration(batches, sequential=True)
+        >>> report = se.prune(model, "wanda", 0.5, calibration=calibration)
+        >>> report.calibration.passes, [layer.samples for layer in report.layers]
+        (2, [48, 48])
     """
 
     batches: Any
     forward: Forward | None = field(default=None, kw_only=True)
+    positions: PositionRule = field(default=None, kw_only=True)
+    max_samples: int | None = field(default=MAX_SAMPLES, kw_only=True)
     sequential: bool | None = field(default=None, kw_only=True)
     asymmetric: bool = field(default=False, kw_only=True)
     max_bytes: int = field(default=MAX_BYTES, kw_only=True)
@@ -48,15 +73,21 @@ class Calibration:
     def __post_init__(self) -> None:
         if isinstance(self.batches, torch.Tensor | Mapping):
             object.__setattr__(self, "batches", [self.batches])
-        check_batches(self.batches)
         if self.forward is not None and not callable(self.forward):
             raise TypeError(
                 f"forward: expected a function of model and batch; got {self.forward!r}"
             )
+        check_batches(self.batches, self.forward is not None)
+        if not (self.positions is None or self.positions == "all" or callable(self.positions)):
+            raise TypeError(
+                f'positions: expected None, "all" or a function of a batch; got {self.positions!r}'
+            )
+        if self.max_samples is not None:
+            integer("max_samples", self.max_samples, least=1)
         if self.sequential is not None:
             boolean("sequential", self.sequential)
         boolean("asymmetric", self.asymmetric)
-        integer("max_bytes", self.max_bytes)
+        integer("max_bytes", self.max_bytes, least=1)
         if self.asymmetric and self.sequential is False:
             raise ValueError(
                 "asymmetric: only a sequential calibration differs from the dense model"

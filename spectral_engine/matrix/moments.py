@@ -116,23 +116,38 @@ class Accumulator:
         self._cross: torch.Tensor | None = None
         self._sum = torch.zeros(self._shape, dtype=torch.float64, device=device)
         self._dense_sum = torch.zeros_like(self._sum)
+        self._weight = 0.0
         self.count = 0
 
-    def add(self, samples: torch.Tensor, dense: torch.Tensor | None = None) -> None:
-        """Add samples (N, n), or (b, N, n); `dense`: the same samples in another model."""
+    def add(
+        self,
+        samples: torch.Tensor,
+        dense: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        """Add samples.
+
+        Args:
+            samples: (N, n), or (b, N, n).
+            dense: the same samples in the dense model.
+            weights: (N,), how much each counts; None for 1.
+        """
         x = samples.to(self._second)
+        w = None if weights is None else weights.to(self._second)[:, None]
+        weighed = x if w is None else x * w
         with full_precision(torch):
             for start in range(0, self._shape[-1], PANEL):
                 panel = self._second[..., start : start + PANEL, start:]
-                _add_product(panel, x[..., start : start + PANEL], x[..., start:])
-            self._sum += x.sum(-2, dtype=torch.float64)
+                _add_product(panel, x[..., start : start + PANEL], weighed[..., start:])
+            self._sum += weighed.sum(-2, dtype=torch.float64)
             self.count += x.shape[-2]
+            self._weight += x.shape[-2] if weights is None else float(weights.double().sum())
             if dense is not None:
                 if self._cross is None:
                     self._cross = torch.zeros_like(self._second)
                 y = dense.to(self._second)
-                _add_product(self._cross, y, x)
-                self._dense_sum += y.sum(-2, dtype=torch.float64)
+                _add_product(self._cross, y, weighed)
+                self._dense_sum += (y if w is None else y * w).sum(-2, dtype=torch.float64)
 
     def moments(self) -> Moments | None:
         """The moments, or None where there were no samples. It consumes the sums: call it once."""
@@ -142,11 +157,10 @@ class Accumulator:
             stop = start + PANEL
             panel = self._second[..., start:stop, stop:]
             self._second[..., stop:, start:stop] = panel.mT
-        dense = None if self._cross is None else self._dense_sum.div_(self.count)
-        cross = None if self._cross is None else self._cross.div_(self.count)
-        return Moments(
-            self._second.div_(self.count), self._sum.div_(self.count), self.count, cross, dense
-        )
+        total = self._weight
+        dense = None if self._cross is None else self._dense_sum.div_(total)
+        cross = None if self._cross is None else self._cross.div_(total)
+        return Moments(self._second.div_(total), self._sum.div_(total), self.count, cross, dense)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -109,6 +109,8 @@ def prune(
     finally:
         if masks:
             keep_zeros(done)
+    if isinstance(calibrated, Calibrator) and report.calibration is not None:
+        report.calibration = replace(report.calibration, passes=calibrated.passes)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -207,6 +209,7 @@ def _measured(plan: ModelPlan, one: Calibrated, out: Sparsified, measure: bool) 
         layer.name, layer.weight, out.report, errors, layer.shared_with,
         recipe=plan.recipes.index(plan.assigned[layer.name].recipe),
         samples=None if one.moments is None else one.moments.count, uncalibrated=one.reason,
+        few=one.few,
     )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ class LayerReport:
     requested: the sparsity that was asked of this layer, its share of the budget.
     recipe: the index of its recipe among those of the report.
     samples: calibration inputs seen; None without, and then `uncalibrated` says why if some were
-    given.
+    given. few: what was seen, where not every batch reached the layer, or its samples are fewer
+    than its input features.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LayerReport:
     shared_with: tuple[str, ...] = ()
     samples: int | None = None
     uncalibrated: str | None = None
+    few: str | None = None
     requested: float | None = None
     recipe: int = 0
 
@@ -55,7 +57,7 @@ class LayerReport:
 def layer_report(
     name: str, weight: Any, report: SparsifyReport, errors: Errors | None,
     shared_with: Sequence[str] = (), *, recipe: int = 0, samples: int | None = None,
-    uncalibrated: str | None = None,
+    uncalibrated: str | None = None, few: str | None = None,
 ) -> LayerReport:  # fmt: skip
     """The row of a weight that `sparsify` reported on."""
     return LayerReport(
@@ -74,6 +76,7 @@ def layer_report(
         shared_with=tuple(shared_with),
         samples=samples,
         uncalibrated=uncalibrated,
+        few=few,
         requested=report.requested,
         recipe=recipe,
     )
@@ -98,7 +101,7 @@ class PruneReport:
     recipes: as they were carried out; each row says which was its layer's.
     requested: the sparsity asked of all pruned weights together.
     calibration: None without calibration inputs.
-    unmatched: patterns that matched no weight.
+    unmatched: patterns that matched no weight. notes: what else a reader should know.
     seconds: the whole run, with reading and writing.
     """
 
@@ -109,6 +112,7 @@ class PruneReport:
     layers: list[LayerReport] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -144,6 +148,7 @@ class PruneReport:
                 "layers": [asdict(layer) for layer in self.layers],
                 "skipped": [asdict(skipped) for skipped in self.skipped],
                 "unmatched": self.unmatched,
+                "notes": self.notes,
                 "seconds": self.seconds,
                 "size": self.size,
                 "nnz": self.nnz,
@@ -200,13 +205,16 @@ class PruneReport:
         for reason, group in groupby(sorted(self.skipped, key=_reason), key=_reason):
             shown = _shortened([skipped.name for skipped in group])
             yield plain_text(f"left alone, {reason}: {shown}")
-        uncalibrated = [layer for layer in self.layers if layer.uncalibrated is not None]
-        for reason, layers in groupby(
-            sorted(uncalibrated, key=_why_uncalibrated), key=_why_uncalibrated
-        ):
-            yield plain_text(f"not calibrated, {reason}: {_shortened([x.name for x in layers])}")
+        for what, reason_of in (
+            ("not calibrated", _why_uncalibrated), ("calibrated on little", _why_few),
+        ):  # fmt: skip
+            named = sorted((layer for layer in self.layers if reason_of(layer)), key=reason_of)
+            for reason, layers in groupby(named, key=reason_of):
+                yield plain_text(f"{what}, {reason}: {_shortened([x.name for x in layers])}")
         for pattern in self.unmatched:
             yield plain_text(f"matched no weight: {pattern}")
+        for note in self.notes:
+            yield plain_text(note)
 
     def __str__(self) -> str:
         return as_text(100, self)
@@ -218,6 +226,10 @@ def _reason(skipped: Skipped) -> str:
 
 def _why_uncalibrated(layer: LayerReport) -> str:
     return layer.uncalibrated or ""
+
+
+def _why_few(layer: LayerReport) -> str:
+    return layer.few or ""
 
 
 def _shortened(names: list[str]) -> str:

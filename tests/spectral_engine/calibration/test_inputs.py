@@ -26,7 +26,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize(("build", "shape"), CONVOLUTIONS)
 def test_windows_times_kernel_are_the_output(build, shape, monkeypatch):
     """Catches windows in another order than the kernel's columns, a stride, padding, dilation or
-    group that is mistaken, and parts that lose windows."""
+    group that is mistaken, parts that lose windows, and a sample of other windows than asked."""
     module = seeded(build)
     x = torch.randn(shape)
     [layer] = layers_of(nn.Sequential(module))
@@ -37,8 +37,13 @@ def test_windows_times_kernel_are_the_output(build, shape, monkeypatch):
     expected = expected.flatten(2).transpose(1, 2).flatten(0, 1)  # (N, out)
     for chunk in (1, 1 << 20):
         monkeypatch.setattr("spectral_engine.calibration.inputs._CHUNK", chunk)
-        parts = list(inputs_of(module, "weight").rows(x))
-        rows = torch.cat(parts, dim=-2)
+        inputs = inputs_of(module, "weight")
+        spread = inputs.find(Call((x,), {}))
+        rows = torch.cat(list(inputs.rows(spread, None)), dim=-2)
+        assert rows.shape[-2] == inputs.count(spread)
+        some = torch.tensor([0, 3, rows.shape[-2] - 1])
+        chosen = torch.cat(list(inputs.rows(spread, some)), dim=-2)
+        assert torch.equal(chosen, rows[..., some, :])
         assert rows.ndim == matrices.ndim
         if rows.ndim == 2:
             found = rows @ matrices.mT
@@ -61,7 +66,7 @@ def test_inputs_of_other_layers():
     bilinear = seeded(lambda: nn.Bilinear(3, 4, 5, bias=False))
     call, output = calls(bilinear, torch.randn(6, 3), torch.randn(6, 4))
     inputs = inputs_of(bilinear, "weight")
-    [rows] = inputs.rows(inputs.find(call))
+    [rows] = inputs.rows(inputs.find(call), None)
     assert torch.allclose(rows @ bilinear.weight.flatten(1).mT, output, atol=1e-5)
 
     cell = nn.LSTMCell(3, 4)

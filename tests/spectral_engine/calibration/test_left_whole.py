@@ -60,12 +60,12 @@ def test_a_calibration_is_checked_when_it_is_made(options, error, message):
 
 
 class Fails(list):
-    """Batches of which one pass, the third, breaks off."""
+    """Batches of which the second pass for moments breaks off; two before it trace."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         self.passes = getattr(self, "passes", 0) + 1
         yield from list.__iter__(self)
-        if self.passes == 3:
+        if self.passes == 4:
             raise OSError("disk on fire")
 
 

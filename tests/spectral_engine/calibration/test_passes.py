@@ -11,7 +11,6 @@ from tests.support.calibration_cases import (
     batches,
     by_row,
     calibrator,
-    layers_of,
     seeded,
     stages,
 )
@@ -49,18 +48,19 @@ def test_sequential_inputs_come_through_pruned_layers():
         assert torch.equal(model.second.weight != 0, kept)
 
 
-def test_passes_gather_what_memory_allows():
-    """Catches one pass a layer where one would do, or more moments held than the largest layer's
-    and as much again."""
-    one_large, all_alike = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)), Mlp(8)
-    for model, n, passes in ((one_large, 64, 1), (all_alike, 8, 3)):
-        report = se.prune(model, calibration=torch.randn(9, n))
-        assert report.calibration.passes == passes
-        for asked, expected in ((True, len(layers_of(model))), (False, 1), (None, passes)):
-            calibration = calibrator(model, torch.randn(9, n), sequential=asked)
-            assert calibration.passes == expected
-            most = 2 * 4 * n * n + 4 * n * 8  # moments, a copy, the pruned weight
-            assert (calibration.bytes > most) == (expected < passes)
+def test_passes_fill_the_memory_that_is_allowed():
+    """Catches more passes than `max_bytes` asks for, which cost the square of the depth, and more
+    memory held than that."""
+    model = Mlp(8)
+    one = 4 * 8 * 8  # a matrix of the size of one stage's moments, and of a weight's
+    passes = {max_bytes: calibrator(model, torch.randn(9, 8), max_bytes=max_bytes).passes
+              for max_bytes in (3 * one, 4 * one - 1, 4 * one, 5 * one, 1 << 32)}  # fmt: skip
+    assert passes == {3 * one: 3, 4 * one - 1: 3, 4 * one: 2, 5 * one: 1, 1 << 32: 1}
+    for asked, expected in ((True, 3), (False, 1), (None, 1)):
+        found = calibrator(model, torch.randn(9, 8), sequential=asked)
+        assert (found.passes, found.bytes) == (expected, (3 if expected == 3 else 5) * one)
+    report = se.prune(model, calibration=torch.randn(9, 8))
+    assert report.calibration.passes == 1
 
 
 def test_a_pass_ends_with_its_block_and_sees_the_blocks_before_it_pruned():
@@ -76,11 +76,12 @@ def test_a_pass_ends_with_its_block_and_sees_the_blocks_before_it_pruned():
     model, dense, data = build(), build(), batches()
     calls = []
     model[-2].register_forward_hook(lambda *_: calls.append(1))
-    calibration = calibrator(model, data)
+    most = 2 * 4 * 32**2 + 4 * 32 * 8  # moments, a copy, the pruned weight
+    calibration = calibrator(model, data, max_bytes=most + 2 * 4 * 8 * 8)
     assert [[stage.layers[0].name for stage in stages] for stages in calibration._passes] == [
         ["0.weight", "2.weight", "4.weight"], ["6.weight", "8.weight", "10.weight"]
     ]  # fmt: skip
-    assert calibration.bytes == 2 * 4 * 32**2 + 4 * 32 * 8  # moments, a copy, the pruned weight
+    assert calibration.bytes == most
     calls.clear()
     for step in calibration:
         place = int(step.layer.name.split(".")[0])
@@ -107,7 +108,7 @@ def test_passes_end_early():
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     for i, layer in enumerate(model):
         layer.register_forward_hook(lambda *_, i=i: ran.append(i))
-    se.prune(model, calibration=[torch.randn(3, 8)])
+    se.prune(model, calibration=se.Calibration([torch.randn(3, 8)], sequential=True))
     assert ran == [*range(4), 0, 0, 1, 0, 1, 2, *range(4)]
 
 
