@@ -41,7 +41,7 @@ def kernels(A: torch.Tensor) -> dict[str, tuple[Call, ...]]:
     plain, low_rank = Scoring(), Scoring(Base.PRINCIPAL, *factors)
 
     def histogram(scoring: Scoring) -> Call:
-        return partial(GPU.histogram_table, matrix, scoring)
+        return partial(GPU.launch_histogram, matrix, scoring)
 
     def sample(scoring: Scoring, rescale: bool) -> Call:
         return partial(GPU.launch_sample, matrix, scoring, laws, Shape.L1, rescale, Draw(), out)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from spectral_kernels import entries_to_keep, sparsify
-from spectral_kernels.backends.protocol import Matrix, backend_for
+from spectral_kernels.backends.choose import backend_for
+from spectral_kernels.backends.protocol import Matrix
 
 RANK = 64
 
@@ -44,7 +45,7 @@ class Problem:
 
     @cached_property
     def existing(self) -> Any:
-        """An output that is there beforehand, written once so that its pages are too."""
+        """An output array made beforehand, and written once, so that its pages are mapped."""
         return self.backend.empty_like(self.A).copy_(self.A)
 
     @cached_property

@@ -11,16 +11,14 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from spectral_kernels import sparsify
+from spectral_kernels import sparsify, sparsify_many
 from spectral_kernels.backends.gpu import backend as gpu
-from spectral_kernels.backends.gpu import plan
+from spectral_kernels.backends.gpu import launches, many, patterns, pipeline, plan
 from spectral_kernels.backends.gpu.compile import TARGETS
 from spectral_kernels.call import arguments
-from spectral_kernels.call.many import sparsify_many
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import driver
@@ -97,9 +95,11 @@ def main(target: str) -> None:
     driver.set_active(StandIn(target))
     JITFunction.run = compile_only
     nvidia = TARGETS[target].backend == "cuda"
-    for module in (gpu, plan):
+    for module in (launches, many, patterns, plan):
         module.has_nvidia = lambda: nvidia
-    gpu.INTERPRETED = SimpleNamespace(value=True)
+    for module in (gpu, pipeline):
+        module.captured = lambda: False
+    gpu.interpreted = lambda: True
     sent = torch.tensor
     torch.tensor = torch.as_tensor = torch.from_numpy = upload
     arguments.backend_for = lambda weight, argument="weight": gpu.GPU

@@ -74,6 +74,7 @@ def main() -> None:
             packed.masked_product(*factors, bits, X, 1.0)
         GPU.row_l1(A)
         GPU.row_thresholds(A, Scoring(), 1)
+        GPU.score_bits(A, Scoring())
 
 
 if __name__ == "__main__":

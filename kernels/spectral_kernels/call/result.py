@@ -4,41 +4,56 @@ from typing import Any
 
 import numpy as np
 
-from spectral_kernels.backends.deferred import Flaws
+from spectral_kernels.backends.deferred import Deferred
+from spectral_kernels.backends.protocol import Kept
 
 
 class Sparse:
-    """What `sparsify` made.
+    """What `sparsify` made of one matrix.
 
-    weight: same kind, dtype and shape as the input. nnz: its number of nonzeros.
-    c: of p = min(1, c g(s)), the median over rows where each row is a group; the threshold itself
-    where nothing is drawn. g is s or s^2; for "hybrid" and "am07" that of `laws`, c in terms of s.
-    nan where N of every M are kept, each group by its own; of blocks the threshold of their scores.
+    On a device, nnz and c are read when they are asked for, which waits for it; errors that
+    `check=False` put off are raised then.
 
-    From a device, nnz and c are read when they are asked for, which waits for it; what `check`
-    left unread is raised then.
+    Attributes:
+        weight: the sparse array, of the kind, dtype and shape of the input.
+
+    >>> import numpy as np
+    >>> from spectral_kernels import sparsify
+    >>> sparse = sparsify(np.array([[3.0, -1.0], [0.5, 2.0]], np.float32), sparsity=0.5)
+    >>> sparse
+    Sparse(weight of shape (2, 2) and float32)
+    >>> sparse.nnz, sparse.c
+    (2, 2.0)
     """
 
-    def __init__(self, weight: Any, nnz: Any, c: Any, flaws: Flaws | None = None) -> None:
+    def __init__(self, weight: Any, kept: Kept, deferred: Deferred) -> None:
         self.weight = weight
-        self._nnz, self._c = nnz, c
-        self._flaws = flaws or Flaws()
+        self._kept, self._deferred = kept, deferred
 
     def check(self) -> None:
-        """Wait for the device, and refuse what `check=False` let pass: see `sparsify`."""
-        self._flaws.settle()
+        """Wait for the device, and raise what `check=False` put off; see `sparsify`.
+
+        Raises:
+            ValueError: the first error of the data that occurred.
+        """
+        self._deferred.raise_pending()
 
     @property
     def nnz(self) -> int:
-        """Number of nonzeros."""
-        self._flaws.settle()
-        return int(self._nnz)
+        """The number of nonzeros."""
+        self._deferred.raise_pending()
+        return int(self._kept.nnz)
 
     @property
     def c(self) -> float:
-        """The constant of the law."""
-        self._flaws.settle()
-        return float(np.median(self._c() if callable(self._c) else self._c))
+        """The constant of p = min(1, c g(s)); the median over rows where each row is a group.
+
+        g is s or s^2, or that of "hybrid" and "am07" in `reference.laws`. Where nothing is drawn it
+        is the threshold itself: the least score kept; of blocks, the least score of a block. It is
+        nan where N of every M are kept, since each group has its own.
+        """
+        self._deferred.raise_pending()
+        return float(np.median(self._kept.constants()))
 
     def __repr__(self) -> str:
         """The shape alone: to read the counts would wait for the device."""

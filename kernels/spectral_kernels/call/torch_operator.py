@@ -14,8 +14,8 @@ two tensors that live anyway, the parameter and the input of the layer's product
 
 import torch
 
-from spectral_kernels import sparsify as pipeline
 from spectral_kernels._validation import word
+from spectral_kernels.call.sparsify import sparsify as sparsify_array
 
 _SIGN, _WORD = 1 << 63, 1 << 64
 
@@ -40,7 +40,7 @@ def _operator(
     column_offset: int,
     check: bool,
 ) -> torch.Tensor:
-    result: torch.Tensor = pipeline(
+    result: torch.Tensor = sparsify_array(
         weight,
         sparsity=sparsity,
         law=law,

@@ -82,7 +82,12 @@ BASES: dict[ScoreName, Base] = {
 
 @dataclass(frozen=True)
 class Law:
-    """A named law: its shape, its parameter (alpha of hybrid, kappa of am07) and its row vector."""
+    """A named law: its shape, its parameter (alpha of hybrid, kappa of am07) and its row vector.
+
+    >>> from spectral_kernels import named_law
+    >>> named_law("threshold").draws, named_law("l1").draws
+    (False, True)
+    """
 
     name: LawName
     shape: Shape = Shape.L1
@@ -94,6 +99,10 @@ class Law:
         """Whether entries are drawn; False for the threshold, which keeps the largest."""
         return self.name != "threshold"
 
+    def draws_some(self, budget: int, size: int) -> bool:
+        """Whether chance decides over a group of `size` entries: not where all or none are kept."""
+        return self.draws and budget not in (0, size)
+
 
 def am07_constant(n: int) -> float:
     """kappa = (8 ln n)^4 of Achlioptas-McSherry, for a matrix of n columns."""
@@ -103,11 +112,18 @@ def am07_constant(n: int) -> float:
 def named_law(name: str, parameter: float | None = None) -> Law:
     """The law called `name`.
 
-    `parameter` is alpha in [0, 1] of "hybrid" (default 1/2) or kappa > 0 of "am07" (default
-    (8 ln n)^4, given as 0 here). Other laws take none.
+    Args:
+        name: one of `LAW_NAMES`; the module's docstring has their formulas and sources.
+        parameter: alpha in [0, 1] of "hybrid" (default 1/2) or kappa > 0 of "am07" (default
+            (8 ln n)^4, given as 0 here). Other laws take none.
 
     Raises:
+        TypeError: the parameter is not a number.
         ValueError: unknown name, a parameter out of range, or one where the law takes none.
+
+    >>> from spectral_kernels import named_law
+    >>> named_law("hybrid").parameter
+    0.5
     """
     if name not in LAW_NAMES:
         raise ValueError(f"law: expected one of {', '.join(LAW_NAMES)}; got {name!r}")

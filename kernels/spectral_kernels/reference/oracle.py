@@ -1,10 +1,9 @@
-"""The NumPy oracle of every operation: short, obviously right, and the reference for all kernels.
+"""The NumPy oracle of every operation: short, plainly right, and the reference for all kernels.
 
 A matrix A is (m, n) of float16, float32, float64, or bfloat16 carried as ml_dtypes' or as float32
 values that are bfloat16 numbers (`round_bfloat16` makes them). Scores are (m, n) float32.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,24 +154,3 @@ def keep_scores(s: Float32, A: Matrix, threshold: np.float32, tie_stop: int) -> 
     index = np.arange(s.size).reshape(s.shape)
     keep = (s > threshold) | ((s == threshold) & (index < tie_stop))
     return np.where(keep, A, np.zeros((), A.dtype))
-
-
-def frobenius_curve(count: Int64, low: Int64) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Error against count, read off a histogram of magnitudes, for free.
-
-    Returns (kept, error): keeping the `kept` largest entries leaves the relative Frobenius error
-    ||A - S||_F / ||A||_F = `error`; one point for each occupied bin, from all kept to none.
-    """
-    bins = np.flatnonzero(count[: bg.FINITE_BINS])
-    if bins.size == 0:
-        return np.zeros(1, np.int64), np.zeros(1)
-    top = bg.top_exponent(int(bins[-1]))
-    squares = [bg.bin_moments(int(count[b]), int(low[b]), int(b), top)[1] for b in bins]
-    dropped = np.concatenate([[0.0], np.cumsum(squares)])
-    kept = np.concatenate([[0], np.cumsum(count[bins])])
-    return kept[-1] - kept, np.sqrt(dropped / dropped[-1])
-
-
-def fractional_sum(t: Float32) -> float:
-    """sum p, the expected number of kept entries."""
-    return math.fsum(t.ravel().tolist()) / rng.UNIT

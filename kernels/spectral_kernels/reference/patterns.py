@@ -1,22 +1,20 @@
 """Patterns of zeros that hardware asks for: N of every M, and whole blocks.
 
 "2:4" keeps 2 of every 4 consecutive columns of a row, see `nm`. "16x16" keeps or drops blocks of 16
-rows by 16 columns, those with the largest sum of squared scores, exactly as many as the sparsity
-asks for, the earlier block (row by row) first among equals. A matrix that such groups or blocks do
-not divide is refused.
+rows by 16 columns. Kept are the blocks with the largest sum of squared scores, exactly as many as
+the sparsity asks for; among equals the earlier block, row by row, comes first. A matrix that such
+groups or blocks do not divide is refused.
 """
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spectral_kernels._validation import is_number
-from spectral_kernels.backends.protocol import Draw, Matrix, Scoring
-from spectral_kernels.reference.laws import Law, Shape
 from spectral_kernels.reference.nm import WIDEST
 
 Float32 = NDArray[np.float32]
@@ -26,7 +24,12 @@ LEAST_SCORE = 2.0**-149
 
 @dataclass(frozen=True)
 class NM:
-    """`keep` of every `of` consecutive columns of a row."""
+    """`keep` of every `of` consecutive columns of a row.
+
+    >>> from spectral_kernels import NM
+    >>> str(NM(2, 4)), NM(2, 4).sparsity
+    ('2:4', 0.5)
+    """
 
     keep: int
     of: int
@@ -42,7 +45,12 @@ class NM:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of `rows` by `columns`."""
+    """Blocks of `rows` by `columns`.
+
+    >>> from spectral_kernels import Blocks
+    >>> str(Blocks(16, 8))
+    '16x8'
+    """
 
     rows: int
     columns: int
@@ -54,43 +62,16 @@ class Blocks:
 Pattern = NM | Blocks
 
 
-@runtime_checkable
-class PatternBackend(Protocol):
-    """A backend that knows patterns; `nm` and `block_scores` are the oracles of its operations."""
-
-    def keep_largest_of(self, A: Matrix, scoring: Scoring, pattern: NM, out: Matrix) -> "Outcome":
-        """Write A where its score is among the largest of its group, else 0."""
-        ...
-
-    def sample_of(
-        self, A: Matrix, scoring: Scoring, pattern: NM, shape: Shape, rescale: bool, draw: Draw,
-        out: Matrix,
-    ) -> "Outcome":  # fmt: skip
-        """Draw in every group, and write."""
-        ...
-
-    def block_scores(self, A: Matrix, scoring: Scoring, pattern: Blocks) -> Any:
-        """The scores of blocks (m / rows, n / columns), an array of the backend's own kind."""
-        ...
-
-    def keep_blocks(self, A: Matrix, pattern: Blocks, kept: Any, out: Matrix) -> int:
-        """Write A in the blocks where `kept` is not 0, else 0; returns the nonzeros written."""
-        ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """nnz: nonzeros written. broken: scores that are not finite; what was written means nothing."""
-
-    nnz: int
-    broken: int
-
-
 def parse_pattern(pattern: str) -> Pattern:
     """The pattern called "N:M" or "RxC".
 
     Raises:
-        TypeError: not a string. ValueError: neither form, or numbers that make no pattern.
+        TypeError: not a string.
+        ValueError: neither form, or numbers that make no pattern.
+
+    >>> from spectral_kernels import parse_pattern
+    >>> parse_pattern("2:4")
+    NM(keep=2, of=4)
     """
     if not isinstance(pattern, str):
         raise TypeError(
@@ -124,6 +105,10 @@ def pattern_sparsity(
 
     Raises:
         TypeError, ValueError: of `parse_pattern`, or a sparsity that contradicts the pattern.
+
+    >>> from spectral_kernels import pattern_sparsity
+    >>> pattern_sparsity("1:4", None), pattern_sparsity("16x16", 0.9)
+    (0.75, 0.9)
     """
     parsed = None if pattern is None else parse_pattern(pattern)
     if not isinstance(parsed, NM):
@@ -141,6 +126,9 @@ def check_divides(pattern: Pattern, m: int, n: int) -> None:
 
     Raises:
         ValueError: names the pattern and the shape.
+
+    >>> from spectral_kernels import check_divides, parse_pattern
+    >>> check_divides(parse_pattern("2:4"), m=3, n=8)
     """
     rows, columns = (1, pattern.of) if isinstance(pattern, NM) else (pattern.rows, pattern.columns)
     for length, by, kind in ((m, rows, "rows"), (n, columns, "columns")):
@@ -149,25 +137,6 @@ def check_divides(pattern: Pattern, m: int, n: int) -> None:
                 f"pattern: expected {kind} in multiples of {by} for {str(pattern)!r}; "
                 f"got a matrix of {m} x {n}"
             )
-
-
-def check_pattern(pattern: Pattern, A: Matrix, law: Law, draw: Draw) -> None:
-    """Refuse a matrix that the pattern does not divide, and a law that it does not know."""
-    check_divides(pattern, A.m, A.n)
-    if isinstance(pattern, Blocks):
-        if law.draws:
-            raise ValueError(f"pattern: blocks are kept by law 'threshold' only; got {law.name!r}")
-        return
-    if draw.column % pattern.of:
-        raise ValueError(
-            f"column_offset: expected a multiple of {pattern.of} for {str(pattern)!r}; "
-            f"got {draw.column}"
-        )
-    if law.name not in ("threshold", "l1", "quantised", "l2"):
-        raise ValueError(
-            "pattern: N of M is drawn by law 'l1', 'quantised' or 'l2', or kept by 'threshold'; "
-            f"got {law.name!r}"
-        )
 
 
 def block_scores(s: Float32, pattern: Blocks) -> Float32:
@@ -184,14 +153,3 @@ def block_scores(s: Float32, pattern: Blocks) -> Float32:
             total += entry * entry
     mean = np.sqrt(total / (pattern.rows * pattern.columns))
     return np.maximum(mean.astype(np.float32), np.float32(LEAST_SCORE))
-
-
-def require_patterns(backend: Any) -> PatternBackend:
-    """The backend, if it knows patterns.
-
-    Raises:
-        RuntimeError: it does not.
-    """
-    if isinstance(backend, PatternBackend):
-        return backend
-    raise RuntimeError(f"pattern: the {backend.name} kernels know none; move the weight to the CPU")

@@ -81,5 +81,10 @@ def draws(
 
 
 def stream_id(name: str) -> int:
-    """The stream of a tensor: the first four bytes, little-endian, of BLAKE2b of its UTF-8 name."""
+    """The stream of a tensor: the first four bytes, little-endian, of BLAKE2b of its UTF-8 name.
+
+    >>> from spectral_kernels import stream_id
+    >>> stream_id("encoder.weight") == stream_id("decoder.weight")
+    False
+    """
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little")

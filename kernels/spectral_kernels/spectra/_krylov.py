@@ -25,7 +25,7 @@ from spectral_kernels.spectra._arrays import Array, Namespace, test_matrix
 from spectral_kernels.spectra._operators import Operator
 from spectral_kernels.spectra._orthonormal import orthonormalise
 
-#: Values well above rounding are known to this many machine epsilons of the largest one.
+#: How many machine epsilons of the largest value the rounding of a value is, above the noise.
 ROUNDING = 8
 #: The slowest convergence that the error estimate believes in: a factor a half step.
 SLOWEST = 0.95
@@ -40,8 +40,8 @@ SPARSE = 16
 #: 24 where somewhat more values than a wide block has columns lie within .1 to 5 % of each other,
 #: by .08 to .38 of what these differ. A plain extrapolation had twenty in a hundred of 550 others.
 SAFETY = 2.0
-#: With fewer than SMALL (wider) blocks of columns, or once the space holds ROOM of them, the whole
-#: matrix is factored instead.
+#: The whole matrix is factored instead where it has fewer columns than SMALL (wider) blocks, or
+#: once the space holds the share ROOM of them.
 SMALL = 6
 ROOM = 0.75
 #: A block of b columns sees at most b copies of a value; b values closer together than this share
@@ -51,7 +51,7 @@ CROWDED = 5e-3
 
 
 def rounding(values: Array, operator: Operator) -> Array:
-    """How well values (..., k) of the operator, the largest first, are known in its precision.
+    """The error that rounding leaves in values (..., k) of the operator, the largest first.
 
     Rounding perturbs A by a matrix E with ||E||_2 about eps sqrt(m + n) sigma_1. To first order
     that moves sigma_i by u_i^T E v_i, a few eps sigma_1; values below ||E||_2 drown in it.
@@ -206,8 +206,8 @@ class Convergence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked of a Krylov space: see `svd.randomized_svd`.
+class KrylovSpec:
+    """What is asked of a Krylov space; see `svd.randomized_svd`.
 
     block: columns of a block; wider: of those to begin again with where values crowd together
     """
@@ -221,28 +221,28 @@ class Wanted:
     stream: int
 
 
-def converge(operator: Operator, wanted: Wanted) -> tuple[Space, Convergence] | None:
-    """The space in which the leading values are known to the wanted tolerance, or of that depth.
+def converge(operator: Operator, spec: KrylovSpec) -> tuple[Space, Convergence] | None:
+    """The space in which the leading values are known to the tolerance, or that has the depth.
 
-    None where it would take up so much of the n columns that factoring the matrix whole is the
-    better way.
+    None where the space would take up so many of the n columns that factoring the whole matrix
+    is cheaper.
     """
-    columns, rank, block = min(operator.shape[-2:]), wanted.rank, wanted.block
-    if wanted.depth is None:
-        last, room = None, ROOM * columns if SMALL * wanted.wider <= columns else 0
+    columns, rank, block = min(operator.shape[-2:]), spec.rank, spec.block
+    if spec.depth is None:
+        last, room = None, ROOM * columns if SMALL * spec.wider <= columns else 0
     else:
-        last, room = 2 * wanted.depth, columns if (wanted.depth + 1) * block <= columns else 0
+        last, room = 2 * spec.depth, columns if (spec.depth + 1) * block <= columns else 0
     if room < 2 * block:
         return None
-    state, tolerance = Convergence(operator, rank), wanted.tolerance
-    for space in half_steps(operator, block, wanted.seed, wanted.stream):
+    state, tolerance = Convergence(operator, rank), spec.tolerance
+    for space in half_steps(operator, block, spec.seed, spec.stream):
         ending = last is not None and space.products >= last - 3
         if space.T.shape[-2] >= rank and (
             ending or (tolerance is not None and state.due(space.products))
         ):
             state.update(space.T, space.products)
-            if block < min(rank, wanted.wider) and state.crowded(block):
-                return converge(operator, replace(wanted, block=wanted.wider))
+            if block < min(rank, spec.wider) and state.crowded(block):
+                return converge(operator, replace(spec, block=spec.wider))
             if tolerance is not None and state.reached(tolerance):
                 return space, state
         if space.products == last:

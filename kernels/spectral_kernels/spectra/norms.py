@@ -20,7 +20,7 @@ from spectral_kernels.spectra._arrays import (
     largest_entries,
     namespace,
 )
-from spectral_kernels.spectra._krylov import Wanted, converge, rounding
+from spectral_kernels.spectra._krylov import KrylovSpec, converge, rounding
 from spectral_kernels.spectra._operators import Operator, matrix
 from spectral_kernels.spectra._sparse import is_sparse, sparse_products
 from spectral_kernels.spectra.precision import full_precision
@@ -49,8 +49,21 @@ def spectral_norm(
 ) -> NormEstimate:
     """||A||_2 of A (..., m, n), to a relative `tolerance` (or to rounding).
 
-    Array libraries, dtypes and checks are those of `svd.randomized_svd`; the test matrix is that
-    of `seed` and `stream`, so the estimate is reproducible.
+    Args:
+        A: dense, of an array library, dtype and shape that `randomized_svd` takes.
+        tolerance: the relative accuracy at which to stop.
+        seed, stream: where in the project's random stream the test matrix lies.
+
+    Returns:
+        The norm of each matrix, found from below, and an estimate of its error.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+
+    >>> import numpy as np
+    >>> from spectral_kernels.spectra import spectral_norm
+    >>> round(float(spectral_norm(np.diag([3.0, -5.0, 1.0])).value), 6)
+    5.0
     """
     xp = namespace(A, "A")
     A = as_matrices(xp, A, "A")
@@ -66,12 +79,25 @@ def spectral_error(
 ) -> NormEstimate:
     """||A - S||_2, to a relative `tolerance` (or to rounding), from products with A and with S.
 
-    A: dense (..., m, n)
-    S: of A's shape; dense and of A's library, or, for a single matrix, sparse: a sparse tensor of
-        torch (CSR, CSC or COO), a matrix of scipy.sparse beside NumPy or of cupyx.scipy.sparse
-        beside CuPy
+    Args:
+        A: dense (..., m, n), as `spectral_norm` takes it.
+        S: of A's shape; dense and of A's library, or, for a single matrix, sparse: a sparse tensor
+            of torch (CSR, CSC or COO), a matrix of scipy.sparse beside NumPy or of
+            cupyx.scipy.sparse beside CuPy.
+        tolerance, seed, stream: as `spectral_norm` takes them.
 
-    Rounding is relative to ||A||_2, as in any difference.
+    Returns:
+        The norm of each difference, and an estimate of its error. Rounding is relative to
+        ||A||_2, as in any difference.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+
+    >>> import numpy as np
+    >>> from spectral_kernels.spectra import spectral_error
+    >>> A = np.diag([3.0, 2.0, 1.0])
+    >>> round(float(spectral_error(A, np.diag([3.0, 2.0, 0.0])).value), 6)
+    1.0
     """
     xp = namespace(A, "A")
     A = as_matrices(xp, A, "A")
@@ -119,7 +145,7 @@ def _values(
     """The norm (..., 1), its error (..., 1) and the products used, at unit scale."""
     operator = operator.tall()
     block = min(BLOCK, *operator.shape[-2:])
-    wanted = Wanted(
+    spec = KrylovSpec(
         rank=1,
         tolerance=tolerance,
         depth=depth,
@@ -128,7 +154,7 @@ def _values(
         seed=seed,
         stream=stream,
     )
-    found = converge(operator, wanted)
+    found = converge(operator, spec)
     if found is None:
         values = _small.values(operator.xp, operator.dense())[..., :1]
         return values, rounding(values, operator), 0

@@ -1,8 +1,8 @@
-"""Products in the precision of their arguments, whatever a library has been told to save.
+"""Products in the precision of their arguments, whatever a library is set to.
 
 Each library has a switch of its own that lets float32 products run in TF32 or bfloat16. A switch
-belongs to the process: of several threads that want it off, the first turns it off and the last one
-brings the user's setting back.
+belongs to the process. Where several threads need it off, the first turns it off, and the last
+restores the user's setting.
 """
 
 import threading
@@ -43,7 +43,18 @@ class _Switch:
 
 @contextmanager
 def full_precision(xp: Any) -> Iterator[None]:
-    """No TF32, no bfloat16 and no autocast inside; the user's settings are back afterwards."""
+    """A context in which products keep the precision of their arguments.
+
+    No TF32, no bfloat16 and no autocast inside; the user's settings are back afterwards.
+
+    Args:
+        xp: the array API namespace that the products are done in, or the array library itself.
+
+    >>> import numpy as np
+    >>> from spectral_kernels.spectra import full_precision
+    >>> with full_precision(np):
+    ...     product = np.eye(2) @ np.eye(2)
+    """
     with ExitStack() as stack:
         if array_api_compat.is_torch_namespace(xp):
             import torch  # noqa: PLC0415  (only where the caller's arrays are torch's already)

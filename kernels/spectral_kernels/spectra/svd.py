@@ -19,7 +19,7 @@ from spectral_kernels.spectra._arrays import (
     namespace,
     test_matrix,
 )
-from spectral_kernels.spectra._krylov import Wanted, converge, rounding
+from spectral_kernels.spectra._krylov import KrylovSpec, converge, rounding
 from spectral_kernels.spectra._operators import Operator, matrix
 from spectral_kernels.spectra.precision import full_precision
 
@@ -48,12 +48,20 @@ class SVDResult(NamedTuple):
 
 
 def default_blocks(rank: int) -> tuple[int, int]:
-    """Columns of the test matrix, at first and where that is too few.
+    """The columns of the test matrix: at first, and where those are too few.
 
-    A block of b columns sees a value of multiplicity above b only b times, so the second is the
-    rank and 8 more. Fewer columns take more products and less time (on a CPU, rank 64 to 256,
-    slow decay and none: 1 to 2 times less), so the first is half the rank; but with fewer than
-    32 the time is as long, and with 8 convergence is hard to tell from a pause.
+    A block of b columns finds at most b copies of a repeated value, so the wider block has 8
+    columns more than the rank. A narrower block takes more products and less time (on a CPU, for
+    ranks of 64 to 256 and slow or no decay, 1 to 2 times less), so the first is
+    min(rank + 8, max(32, rank // 2)). Under 32 columns the time no longer falls, and with 8 it is
+    hard to tell convergence from a pause.
+
+    Returns:
+        (first, wider).
+
+    >>> from spectral_kernels.spectra import default_blocks
+    >>> default_blocks(10), default_blocks(100)
+    ((18, 18), (50, 108))
     """
     wider = rank + 8
     return min(wider, max(32, rank // 2)), wider
@@ -72,30 +80,43 @@ def randomized_svd(
 ) -> SVDResult:
     """The leading `rank` singular triplets of A (..., m, n) by randomized block Krylov iteration.
 
-    A: dense, of dtype float16, bfloat16, float32 or float64, finite
-    tolerance: stop once every wanted value of every matrix is known to this relative accuracy, or
-        to rounding; 1e-3 where neither it nor `depth` is given
-    depth: the most block steps, each a product with A and one with A^T; alone, their number
-    block: columns of the test matrix; with fewer than `rank`, values of higher multiplicity than
-        `block` are counted short. By default half the rank, at least 32 and at most the rank and
-        8; and the rank and 8 with a depth, and where values are found so close together that
-        half may have been too few
-    seed, stream: where in the project's random stream the test matrix lies; it does not depend on
-        the batch, and the sign of each pair makes <v_i, first column of the test matrix> >= 0
-        (for m < n: u_i)
-    library: "own", that of A, does the work; "cupy", for a torch tensor on CUDA, has CuPy do it in
-        the same memory, on torch's stream and out of torch's pool, and gives tensors back
+    Args:
+        A: dense, of dtype float16, bfloat16, float32 or float64, finite; NumPy, torch, CuPy or
+            another library of the array API.
+        rank: how many triplets.
+        tolerance: stop once every one of these values of every matrix is known to this relative
+            accuracy, or to rounding; 1e-3 where neither it nor `depth` is given.
+        depth: the most block steps, each a product with A and one with A^T; alone, their number.
+        block: columns of the test matrix. With fewer than `rank`, a value repeated more than
+            `block` times is found too few times. By default min(rank + 8, max(32, rank // 2));
+            rank + 8 with a depth, and where values are found so close together that the first
+            block may have been too narrow.
+        seed, stream: where in the project's random stream the test matrix lies. It does not depend
+            on the batch. The sign of each pair makes <v_i, first column of the test matrix> >= 0
+            (for m < n: u_i).
+        library: "own", that of A, does the work; "cupy", for a torch tensor on CUDA, has CuPy do it
+            in the same memory, on torch's stream and out of torch's pool, and gives tensors back.
 
-    Where the Krylov space would take up most of min(m, n), the matrix is factored whole and the
-    error is rounding alone. `error` is an estimate, by the stagnation of the values (see
+    Returns:
+        The triplets, an estimate of the error of each value, and the number of products.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came; of a batch with
+            NaN or infinity also the index of the first such matrix.
+
+    Where the Krylov space would take up most of min(m, n), the matrix is factored whole, and the
+    error is rounding alone. `error` is an estimate from the stagnation of the values (see
     `_krylov.Convergence`), not a bound that holds with certainty: no method that has seen A only
     through a few products has one. It may be too small where more values than a block has columns
     lie within a few per cent of each other, and apart by more than the tolerance.
 
-    Raises TypeError or ValueError, naming the argument, for anything else; the index of the first
-    matrix of a batch that holds NaN or infinity is in the message.
-
     Source: Musco and Musco, NeurIPS 2015, algorithm 2; Tropp and Webber 2023.
+
+    >>> import numpy as np
+    >>> from spectral_kernels.spectra import randomized_svd
+    >>> found = randomized_svd(np.diag([5.0, 4.0, 3.0, 2.0]), 2)
+    >>> found.S.round(6).tolist(), found.U.shape, found.Vh.shape
+    ([5.0, 4.0], (4, 2), (2, 4))
     """
     if library == "cupy":
         from spectral_kernels.spectra._cupy import lent_to_cupy, returned  # noqa: PLC0415 (torch's side)
@@ -132,7 +153,7 @@ def randomized_svd(
     require_seed(seed, stream)
     with full_precision(xp):
         operator = matrix(xp, A, largest_entries(xp, A, "A")).tall()
-        wanted = Wanted(
+        spec = KrylovSpec(
             rank=rank,
             tolerance=tolerance,
             depth=depth,
@@ -141,7 +162,7 @@ def randomized_svd(
             seed=seed,
             stream=stream,
         )
-        U, S, V, error, iterations = _leading(operator, wanted)
+        U, S, V, error, iterations = _leading(operator, spec)
         first = test_matrix(xp, (columns, 1), seed, stream, column_offset=0, like=A)
         negative = xp.sum(V * first, axis=-2, keepdims=True) < 0
         U, V = (xp.where(negative, -X, X) for X in (U, V))
@@ -151,10 +172,10 @@ def randomized_svd(
     return SVDResult(U, S, xp.matrix_transpose(V), error, iterations)
 
 
-def _leading(operator: Operator, wanted: Wanted) -> tuple[Array, Array, Array, Array, int]:
+def _leading(operator: Operator, spec: KrylovSpec) -> tuple[Array, Array, Array, Array, int]:
     """U, S, V, error and iterations for an operator with m >= n, at unit scale."""
-    xp, dtype, rank = operator.xp, operator.like.dtype, wanted.rank
-    found = converge(operator, wanted)
+    xp, dtype, rank = operator.xp, operator.like.dtype, spec.rank
+    found = converge(operator, spec)
     if found is None:
         U, S, V = _small.triplets(xp, operator.dense(), rank)
         return U, S, V, rounding(S, operator), 0
@@ -166,12 +187,25 @@ def _leading(operator: Operator, wanted: Wanted) -> tuple[Array, Array, Array, A
 def singular_values(A: Array, method: Literal["auto", "gram", "svd"] = "auto") -> Array:
     """All singular values of A (..., m, n), descending: (..., min(m, n)), in working precision.
 
-    method: "gram", the square roots of the eigenvalues of A^T A or A A^T (the smaller) in working
-            precision: the fastest, good to sqrt(eps) sigma_1 (3e-4 sigma_1 in float32, 1.5e-8
-            sigma_1 in float64), so small values drown;
-        "svd", the library's `svdvals`: good to rounding, eps sigma_1 times a small factor;
-        "auto": good to rounding at the least cost: for float32 the Gram matrix in float64, for
+    Args:
+        A: as `randomized_svd` takes it.
+        method: "gram", the square roots of the eigenvalues of the smaller of A^T A and A A^T in
+            working precision: the fastest, good to sqrt(eps) sigma_1 (3e-4 sigma_1 in float32,
+            1.5e-8 sigma_1 in float64), so small values drown;
+            "svd", the library's `svdvals`: good to rounding, eps sigma_1 times a small factor;
+            "auto": good to rounding at the least cost: for float32 the Gram matrix in float64, for
             float64 the library's `svdvals`.
+
+    Returns:
+        The values, in float32, or in float64 for float64.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+
+    >>> import numpy as np
+    >>> from spectral_kernels.spectra import singular_values
+    >>> singular_values(np.array([[3.0, 0.0], [0.0, 4.0]])).tolist()
+    [4.0, 3.0]
     """
     if method not in ("auto", "gram", "svd"):
         raise ValueError(f"method: expected 'auto', 'gram' or 'svd'; got {method!r}")

@@ -301,17 +301,17 @@ def test_row_solutions(budget: int) -> None:
     one = case(np.round(mixed_values((40, 203), 19) * 300) / 300, "float32")
     one.matrix[7] = 0.0
     A, s = CPU.matrix(one.array), oracle.score(one.matrix)
-    patterns, stops, broken = CPU.row_thresholds(A, Scoring(), budget)
-    assert broken == 0
+    bits, stops, nonfinite = CPU.row_thresholds(A, Scoring(), budget)
+    assert nonfinite == 0
     for i in range(40):
         keep = oracle.threshold_mask(s[i : i + 1], budget)
-        value = patterns[i : i + 1].view(np.float32)[0]
+        value = bits[i : i + 1].view(np.float32)[0]
         got = oracle.keep_scores(s[i : i + 1], np.ones((1, 203)), value, int(stops[i]))
         np.testing.assert_array_equal(got != 0, keep)
     if budget == 0:
         # As the whole tensor's: a threshold that no finite score reaches, and not one read from
         # before the start of an empty list, which is high enough on most days.
-        assert (patterns >= bg.FINITE_BINS << bg.LOW_BITS).all()
+        assert (bits >= bg.FINITE_BINS << bg.LOW_BITS).all()
         return
     for shape, parameter in ((Shape.L1, 0.0), (Shape.HYBRID, 0.3), (Shape.TRIMMED, 0.0)):
         table, _ = CPU.row_laws(A, Scoring(), shape, parameter, budget)

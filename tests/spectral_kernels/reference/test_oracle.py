@@ -150,23 +150,3 @@ def test_keep_scores_is_the_threshold_mask(budget: int) -> None:
     stop = int(ties[wanted - 1]) + 1 if wanted else 0
     expected = np.where(oracle.threshold_mask(s, budget), A, np.float32(0))
     np.testing.assert_array_equal(oracle.keep_scores(s, A, value, stop), expected)
-
-
-def test_frobenius_curve() -> None:
-    """A curve read from the wrong end, or not relative to ||A||_F."""
-    rng = np.random.default_rng(2)
-    A = rng.standard_normal((200, 300)).astype(np.float32)
-    kept, error = oracle.frobenius_curve(*oracle.histogram(np.abs(A)))
-    squares = np.sort(A.astype(np.float64).ravel() ** 2)
-    dropped = np.concatenate([[0.0], np.cumsum(squares)])
-    exact = np.sqrt(dropped[A.size - kept] / dropped[-1])
-    np.testing.assert_allclose(error, exact, atol=1e-12, rtol=2e-4)
-    assert (kept[0], kept[-1]) == (A.size, 0)
-    zeros = oracle.frobenius_curve(*oracle.histogram(np.zeros((2, 2), np.float32)))
-    assert [part.tolist() for part in zeros] == [[0], [0.0]]
-
-
-def test_fractional_sum() -> None:
-    """A sum in float32, which loses counts past 2^24."""
-    t = np.full((5000, 4000), 16_777_215.0, np.float32)
-    assert oracle.fractional_sum(t[:50]) == 50 * 4000 * 16_777_215 / 2**24

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectral_kernels.backends.cpu import blocks
+from spectral_kernels.backends.cpu import chunks
 from spectral_kernels.reference import stream
 
 # Random123's known answers for philox4x32-10: counter, key, output.
@@ -94,7 +94,7 @@ def test_compiled_words(row: int, first_quad: int) -> None:
     seed, name = 2**64 - 2, 2**32 - 3
     k0, k1 = stream.split_seed(seed)
     got = np.zeros(32, np.uint32)
-    blocks.words(row, first_quad, 8, np.uint64(name), np.uint64(k0), np.uint64(k1), got)
+    chunks.words(row, first_quad, 8, np.uint64(name), np.uint64(k0), np.uint64(k1), got)
     expected = stream.draws((1, 32), seed, name, row_offset=row, column_offset=4 * first_quad)
     np.testing.assert_array_equal(got >> 8, expected[0])
 

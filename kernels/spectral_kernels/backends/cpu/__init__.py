@@ -1,1 +1,1 @@
-"""CPU kernels, compiled by Numba: fused, parallel over rows and column blocks, vectorised."""
+"""CPU kernels, compiled by Numba: fused, parallel over rows and chunks of columns, vectorised."""

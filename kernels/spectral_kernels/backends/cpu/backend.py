@@ -9,7 +9,8 @@ import numba
 import numpy as np
 
 from spectral_kernels.backends.cpu import kernels, nm, rows, tiles
-from spectral_kernels.backends.cpu.blocks import BFLOAT16, FLOAT16, NATIVE
+from spectral_kernels.backends.cpu.chunks import BFLOAT16, FLOAT16, NATIVE
+from spectral_kernels.backends.host_pipeline import HostPipeline
 from spectral_kernels.backends.protocol import (
     Draw,
     Float32,
@@ -17,14 +18,15 @@ from spectral_kernels.backends.protocol import (
     Int64,
     LawTable,
     Matrix,
+    Pipeline,
     Scoring,
     Thresholds,
     UInt32,
     module_of,
-)  # fmt: skip
+)
 from spectral_kernels.reference import budget as bg
-from spectral_kernels.reference.laws import Base, Shape
-from spectral_kernels.reference.patterns import NM, Blocks, Outcome
+from spectral_kernels.reference.laws import Base, Law, Shape
+from spectral_kernels.reference.patterns import NM, Blocks
 from spectral_kernels.reference.stream import split_seed
 
 KINDS = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": NATIVE, "float64": NATIVE}
@@ -73,6 +75,9 @@ class CPUBackend:
             values = values.detach().float().numpy()
         return np.ascontiguousarray(values, np.float32)
 
+    def pipeline(self, law: Law, rescale: bool) -> Pipeline:
+        return HostPipeline(self, law, rescale)
+
     def histogram(self, A: Matrix, scoring: Scoring) -> tuple[Int64, Int64]:
         with _threads(A) as tasks:
             count, low = kernels.histogram(A.storage, *_arguments(A, scoring), tasks)
@@ -95,33 +100,31 @@ class CPUBackend:
         low = np.flatnonzero(total)
         return low, total[low]
 
-    def tie_stop(self, A: Matrix, scoring: Scoring, pattern: int, wanted: int) -> int:
+    def tie_stop(self, A: Matrix, scoring: Scoring, bits: int, wanted: int) -> int:
         arguments = _arguments(A, scoring)
         with _threads(A):
-            ties = np.cumsum(kernels.count_ties(A.storage, *arguments, np.uint32(pattern)))
+            ties = np.cumsum(kernels.count_ties(A.storage, *arguments, np.uint32(bits)))
         i = int(np.searchsorted(ties, wanted))
         before = int(ties[i - 1]) if i > 0 else 0
         kind, _, n, *rest = arguments
-        column = kernels.tie_column(
-            A.storage, kind, n, i, *rest, np.uint32(pattern), wanted - before
-        )
+        column = kernels.tie_column(A.storage, kind, n, i, *rest, np.uint32(bits), wanted - before)
         return int(i * A.n + column)
 
     def row_laws(
         self, A: Matrix, scoring: Scoring, shape: Shape, parameter: float, budget: int
     ) -> tuple[Float32, int]:
         with _threads(A) as tasks:
-            laws, broken = rows.row_laws(
+            laws, nonfinite = rows.row_laws(
                 A.storage, *_arguments(A, scoring), int(shape), parameter, budget, tasks
             )
-        return laws, int(broken)
+        return laws, int(nonfinite)
 
     def row_thresholds(self, A: Matrix, scoring: Scoring, budget: int) -> tuple[UInt32, Int64, int]:
         with _threads(A) as tasks:
-            patterns, stops, broken = rows.row_thresholds(
+            bits, stops, nonfinite = rows.row_thresholds(
                 A.storage, *_arguments(A, scoring), budget, tasks
             )
-        return patterns, stops, int(broken)
+        return bits, stops, int(nonfinite)
 
     def row_l1(self, A: Matrix) -> Float64:
         with _threads(A):
@@ -129,10 +132,10 @@ class CPUBackend:
         return sums
 
     def keep_largest(self, A: Matrix, scoring: Scoring, thresholds: Thresholds, out: Matrix) -> int:
-        by_row = len(thresholds.patterns) > 1
+        by_row = len(thresholds.bits) > 1
         with _threads(A) as tasks:
             kept = kernels.keep_largest(
-                A.storage, out.storage, *_arguments(A, scoring), thresholds.patterns,
+                A.storage, out.storage, *_arguments(A, scoring), thresholds.bits,
                 thresholds.tie_stops, by_row, tasks,
             )  # fmt: skip
         return int(kept)
@@ -148,25 +151,27 @@ class CPUBackend:
             )  # fmt: skip
         return int(kept)
 
-    def keep_largest_of(self, A: Matrix, scoring: Scoring, pattern: NM, out: Matrix) -> Outcome:
+    def keep_largest_of(
+        self, A: Matrix, scoring: Scoring, pattern: NM, out: Matrix
+    ) -> tuple[int, int]:
         with _threads(A) as tasks:
-            nnz, broken = nm.keep_largest(
+            nnz, nonfinite = nm.keep_largest(
                 A.storage, out.storage, *_arguments(A, scoring), pattern.keep, pattern.of, tasks
             )
-        return Outcome(int(nnz), int(broken))
+        return int(nnz), int(nonfinite)
 
     def sample_of(
         self, A: Matrix, scoring: Scoring, pattern: NM, shape: Shape, rescale: bool, draw: Draw,
         out: Matrix,
-    ) -> Outcome:  # fmt: skip
+    ) -> tuple[int, int]:  # fmt: skip
         k0, k1 = split_seed(draw.seed)
         with _threads(A) as tasks:
-            nnz, broken = nm.sample(
+            nnz, nonfinite = nm.sample(
                 A.storage, out.storage, *_arguments(A, scoring), pattern.keep, pattern.of,
                 int(shape), rescale, np.uint64(k0), np.uint64(k1), np.uint64(draw.stream),
                 draw.row, draw.column, tasks,
             )  # fmt: skip
-        return Outcome(int(nnz), int(broken))
+        return int(nnz), int(nonfinite)
 
     def block_scores(self, A: Matrix, scoring: Scoring, pattern: Blocks) -> Float32:
         with _threads(A):

@@ -1,20 +1,20 @@
-"""The parallel CPU kernels. Each reads the matrix once; the last two write the result once.
+"""The parallel CPU kernels. Each reads the matrix once; the last two also write the result once.
 
 `src` and `out` are the (m, n) matrix, row-major, as flat arrays; `factors` are left (m, k) and
-right (k, n), flat, and k, of B = left @ right, or empty and 0; `row` and `column` the vectors of
-the score, or empty. Work is cut into units of one column block of one row, dealt out to `tasks`
-equal runs.
+right (k, n), both flat, and k, for B = left @ right, or empty and 0; `row` and `column` are the
+vectors of the score, or empty. A unit of work is one chunk of one row; units are dealt out to
+`tasks` equal runs.
 """
 
 import numpy as np
 from numba import njit, prange
 
-from spectral_kernels.backends.cpu.blocks import (
-    BLOCK,
+from spectral_kernels.backends.cpu.chunks import (
+    CHUNK,
     NATIVE,
     draw_and_store,
     load,
-    low_rank_block,
+    low_rank_chunk,
     score,
     words,
 )
@@ -38,19 +38,19 @@ _MAX_HELD = (1 << 22) - 1
 
 @njit(cache=True, error_model="numpy")
 def line():
-    """Scratch for one block. (Rows of one 2-D array would not be typed as contiguous.)"""
-    return np.empty(BLOCK, np.float32)
+    """Scratch for one chunk. (Rows of one 2-D array would not be typed as contiguous.)"""
+    return np.empty(CHUNK, np.float32)
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def scored_block(src, kind, n, i, j, count, base, factors, weights, row, column, a, s, scratch):
-    """The entries of a block as float32, and their scores up to sign; a and s are room for them."""
+def scored_chunk(src, kind, n, i, j, count, base, factors, weights, row, column, a, s, scratch):
+    """The entries of a chunk as float32, and their scores up to sign; a and s are room for them."""
     start = i * n + j
     entries = load(src[start : start + count], kind, count, a, a.view(np.uint32), scratch)
     weight = row[i] if row.size > 0 else np.float32(1)
     left, right, rank = factors
     if rank > 0:
-        low_rank_block(left, right, rank, n, i, j, count, scratch)
+        low_rank_chunk(left, right, rank, n, i, j, count, scratch)
     by_column = column[j : j + count]
     scores = score(base, entries, scratch, count, weights[0], weights[1], weight, by_column, s)
     return entries, scores
@@ -64,11 +64,11 @@ def place(unit, per_row, m, factors):
     the right factor that they share stays in the cache.
     """
     if factors[2] == 0:
-        return unit // per_row, unit % per_row * BLOCK
+        return unit // per_row, unit % per_row * CHUNK
     first = unit // (STRIP * per_row) * STRIP
     rows = min(STRIP, m - first)
     rest = unit % (STRIP * per_row)
-    return first + rest % rows, rest // rows * BLOCK
+    return first + rest % rows, rest // rows * CHUNK
 
 
 @njit(cache=True, error_model="numpy")
@@ -83,7 +83,7 @@ def unpack(packed, count, low):
 @njit(cache=True, parallel=True, error_model="numpy")
 def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
     """(count, low), int64 (8192,) each, zeros left out."""
-    per_row = (n + BLOCK - 1) // BLOCK
+    per_row = (n + CHUNK - 1) // CHUNK
     units = m * per_row
     counts = np.zeros((tasks, _BINS), np.int64)
     lows = np.zeros((tasks, _BINS), np.int64)
@@ -91,26 +91,26 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
         a, s, scratch = line(), line(), line()
         # One addition an entry: the count in the upper bits, the sum of the low bits under it.
         packed = np.zeros(_BINS, np.uint64)
-        bins, parts = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint64)
+        bins, parts = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint64)
         zeros, held = 0, 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
-            size = min(BLOCK, n - j)
-            _, scores = scored_block(
+            size = min(CHUNK, n - j)
+            _, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
-            # Apart from the additions, which cannot be, all is vectorised.
+            # The additions cannot be vectorised; all before them is.
             for k in range(size):
                 # Without its sign not even a NaN lies outside the table.
-                pattern = bits[k] & NO_SIGN
-                bins[k] = pattern >> _LOW_BITS
-                parts[k] = _ONE + np.uint64(pattern & _LOW_MASK)
-                zeros += pattern == 0
+                magnitude = bits[k] & NO_SIGN
+                bins[k] = magnitude >> _LOW_BITS
+                parts[k] = _ONE + np.uint64(magnitude & _LOW_MASK)
+                zeros += magnitude == 0
             for k in range(size):
                 packed[bins[k]] += parts[k]
             held += size
-            if held > _MAX_HELD - BLOCK:
+            if held > _MAX_HELD - CHUNK:
                 unpack(packed, counts[task], lows[task])
                 held = 0
         unpack(packed, counts[task], lows[task])
@@ -124,23 +124,23 @@ def gather(src, kind, m, n, base, factors, weights, row, column, cut, room, task
 
     A task that finds more than `room` goes on counting, but keeps no more.
     """
-    per_row = (n + BLOCK - 1) // BLOCK
+    per_row = (n + CHUNK - 1) // CHUNK
     units = m * per_row
     found, held = np.empty((tasks, room), np.uint32), np.zeros(tasks, np.int64)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
         mine = found[task]
-        eights = np.empty(BLOCK // 8 + 1, np.uint64)
+        eights = np.empty(CHUNK // 8 + 1, np.uint64)
         hits = eights.view(np.uint8)
         at = 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
-            size = min(BLOCK, n - j)
-            _, scores = scored_block(
+            size = min(CHUNK, n - j)
+            _, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
-            # Few entries lie in the bin: eight are passed over at a time where none does.
+            # Few entries lie in the bin, so eight at a time are skipped where none does.
             hits[size : size + 8] = 0
             for k in range(size):
                 hits[k] = (bits[k] & NO_SIGN) >> _LOW_BITS == cut
@@ -159,10 +159,10 @@ def gather(src, kind, m, n, base, factors, weights, row, column, cut, room, task
 def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
     """How many entries of bin `cut` have each value of the low 18 bits; int64 (2^18,).
 
-    For a crowded bin, as ties make it. A task counts in uint32: it must see fewer than 2^32
+    For a bin that ties make crowded. A task counts in uint32, so it must see fewer than 2^32
     entries.
     """
-    per_row = (n + BLOCK - 1) // BLOCK
+    per_row = (n + CHUNK - 1) // CHUNK
     units = m * per_row
     counts = np.zeros((tasks, _VALUES), np.uint32)
     for task in prange(tasks):
@@ -170,8 +170,8 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
         count = counts[task]
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
-            size = min(BLOCK, n - j)
-            _, scores = scored_block(
+            size = min(CHUNK, n - j)
+            _, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
@@ -188,14 +188,14 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def count_ties(src, kind, m, n, base, factors, weights, row, column, threshold):
-    """How many scores of each row equal the bit pattern `threshold`; int64 (m,)."""
+    """How many scores of each row have the bits `threshold`; int64 (m,)."""
     ties = np.zeros(m, np.int64)
     for i in prange(m):
         a, s, scratch = line(), line(), line()
         found = 0
-        for j in range(0, n, BLOCK):
-            size = min(BLOCK, n - j)
-            _, scores = scored_block(
+        for j in range(0, n, CHUNK):
+            size = min(CHUNK, n - j)
+            _, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
@@ -210,9 +210,9 @@ def tie_column(src, kind, n, i, base, factors, weights, row, column, threshold, 
     """The column just after the `wanted`-th score of row i that equals `threshold`."""
     a, s, scratch = line(), line(), line()
     found = 0
-    for j in range(0, n, BLOCK):
-        size = min(BLOCK, n - j)
-        _, scores = scored_block(
+    for j in range(0, n, CHUNK):
+        size = min(CHUNK, n - j)
+        _, scores = scored_chunk(
             src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
         )
         bits = scores.view(np.uint32)
@@ -247,7 +247,7 @@ def keep_largest(
     A tie is kept at an index under the group's `tie_stop`: the flat index where the group is the
     tensor, the column where it is a row. Returns the number of entries of `out` that are not zero.
     """
-    per_row = (n + BLOCK - 1) // BLOCK
+    per_row = (n + CHUNK - 1) // CHUNK
     units = m * per_row
     kept = np.zeros(tasks, np.int64)
     for task in prange(tasks):
@@ -255,8 +255,8 @@ def keep_largest(
         total = 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
-            size = min(BLOCK, n - j)
-            _, scores = scored_block(
+            size = min(CHUNK, n - j)
+            _, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
@@ -280,17 +280,17 @@ def sample(
 
     Returns the number of entries kept.
     """
-    per_row = (n + BLOCK - 1) // BLOCK
+    per_row = (n + CHUNK - 1) // CHUNK
     units = m * per_row
     kept = np.zeros(tasks, np.int64)
     for task in prange(tasks):
         a, s, t, scratch = line(), line(), line(), line()
-        u = np.empty(BLOCK + 8, np.uint32)
+        u = np.empty(CHUNK + 8, np.uint32)
         total = 0
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
             i, j = place(unit, per_row, m, factors)
-            size = min(BLOCK, n - j)
-            entries, scores = scored_block(
+            size = min(CHUNK, n - j)
+            entries, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             first = (j + column_offset) // 4

@@ -7,8 +7,8 @@ every step is a plain loop over the run's groups, which LLVM vectorises whatever
 import numpy as np
 from numba import njit, prange
 
-from spectral_kernels.backends.cpu.blocks import BLOCK, NATIVE, draw_and_store, words
-from spectral_kernels.backends.cpu.kernels import NO_SIGN, line, place, scored_block
+from spectral_kernels.backends.cpu.chunks import CHUNK, NATIVE, draw_and_store, words
+from spectral_kernels.backends.cpu.kernels import NO_SIGN, line, place, scored_chunk
 from spectral_kernels.reference import nm
 from spectral_kernels.reference.laws import Shape
 from spectral_kernels.reference.stream import UNIT
@@ -19,7 +19,7 @@ _UNIT_BITS = np.int32(24)
 _ORDER_MASK = np.uint32(nm.ORDER_MASK)
 _INFINITY = np.uint32(0x7F800000)
 _LEAST = np.float32(nm.LEAST)
-#: The law of t = s, and a word over which lies only the t of an entry that is certain.
+#: The law that makes t the score itself, and a word so large that only a certain entry is kept.
 _AS_IT_IS = np.array([1, 0, 0, 1], np.float32)
 _NEVER = np.uint32(0xFFFFFFFF)
 
@@ -27,7 +27,7 @@ _NEVER = np.uint32(0xFFFFFFFF)
 @njit(cache=True, error_model="numpy")
 def spread(values, of, groups, lanes):
     """lanes[k * groups + g] = values[g * of + k]."""
-    if of == 4:  # said as a constant, it is vectorised
+    if of == 4:  # a constant width lets LLVM vectorise the loop
         lane0, lane1 = lanes[:groups], lanes[groups : 2 * groups]
         lane2, lane3 = lanes[2 * groups : 3 * groups], lanes[3 * groups : 4 * groups]
         for g in range(groups):
@@ -65,7 +65,7 @@ def count_not_finite(bits, size):
 
 @njit(cache=True, error_model="numpy")
 def ranks(lanes, of, groups, rank):
-    """rank: how many of its group come before an entry; lanes hold bit patterns of scores."""
+    """rank: how many of its group come before an entry; lanes hold the bits of scores."""
     rank[: of * groups] = 0
     for a in range(of):
         lane_a, rank_a = lanes[a * groups : (a + 1) * groups], rank[a * groups : (a + 1) * groups]
@@ -98,24 +98,24 @@ def keep_largest(src, out, kind, m, n, base, factors, weights, row, column, keep
 
     Returns the number of entries of `out` that are not zero, and of scores that are not finite.
     """
-    run = BLOCK // of * of
+    run = CHUNK // of * of
     per_row = (n + run - 1) // run
     units = m * per_row
-    kept, broken = np.zeros(tasks, np.int64), np.zeros(tasks, np.int64)
+    kept, nonfinite = np.zeros(tasks, np.int64), np.zeros(tasks, np.int64)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
-        lanes = np.empty(BLOCK, np.uint32)
-        rank, in_place = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+        lanes = np.empty(CHUNK, np.uint32)
+        rank, in_place = np.empty(CHUNK, np.int32), np.empty(CHUNK, np.int32)
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
-            i, block = place(unit, per_row, m, factors)
-            j = block // BLOCK * run
+            i, chunk = place(unit, per_row, m, factors)
+            j = chunk // CHUNK * run
             size = min(run, n - j)
             groups = size // of
-            _, scores = scored_block(
+            _, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
             bits = scores.view(np.uint32)
-            broken[task] += count_not_finite(bits, size)
+            nonfinite[task] += count_not_finite(bits, size)
             spread(bits, of, groups, lanes)
             for k in range(size):
                 lanes[k] = lanes[k] & NO_SIGN
@@ -124,7 +124,7 @@ def keep_largest(src, out, kind, m, n, base, factors, weights, row, column, keep
             start = i * n + j
             x, y = src[start : start + size], out[start : start + size]
             kept[task] += store_largest(x, kind, in_place, np.int32(keep), size, y)
-    return kept.sum(), broken.sum()
+    return kept.sum(), nonfinite.sum()
 
 
 @njit(cache=True, error_model="numpy")
@@ -154,7 +154,10 @@ def weigh(shape, of, groups, lanes, x):
 
 @njit(cache=True, error_model="numpy")
 def cap(keep, of, groups, x, t, left, rest):
-    """t = 2^24 for entries that are certain, else 0; how many are left to keep, of which sum."""
+    """t = 2^24 for entries that are certain, else 0.
+
+    left: how many of each group are still to be kept; rest: the sum of the weights of the others.
+    """
     t[: of * groups] = 0
     left[:] = 0
     for k in range(of):
@@ -190,7 +193,7 @@ def solve(keep, of, groups, x, t, left, rest):
     cap(keep, of, groups, x, t, left, rest)
     spare = np.zeros(groups, np.int32)
     for g in range(groups):
-        # `left` and `spare` of the open entries alone: certain ones have what they need.
+        # `left` and `spare` are those of the entries that are not certain.
         spare[g] = left[g] * _UNIT
         c = np.float32(left[g]) * np.float32(UNIT) / rest[g]
         rest[g] = c if rest[g] > 0 else np.float32(0)
@@ -241,24 +244,24 @@ def sample(
 
     Returns the number of entries kept, and of scores that are not finite.
     """
-    run = BLOCK // of * of
+    run = CHUNK // of * of
     per_row = (n + run - 1) // run
     units = m * per_row
-    kept, broken = np.zeros(tasks, np.int64), np.zeros(tasks, np.int64)
+    kept, nonfinite = np.zeros(tasks, np.int64), np.zeros(tasks, np.int64)
     for task in prange(tasks):
         a, s, scratch, lanes, x, p = line(), line(), line(), line(), line(), line()
-        u, word = np.empty(BLOCK + 8, np.uint32), np.empty(BLOCK, np.uint32)
-        t, before = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+        u, word = np.empty(CHUNK + 8, np.uint32), np.empty(CHUNK, np.uint32)
+        t, before = np.empty(CHUNK, np.int32), np.empty(CHUNK, np.int32)
         for unit in range(units * task // tasks, units * (task + 1) // tasks):
-            i, block = place(unit, per_row, m, factors)
-            j = block // BLOCK * run
+            i, chunk = place(unit, per_row, m, factors)
+            j = chunk // CHUNK * run
             size = min(run, n - j)
             groups = size // of
             left, rest = np.empty(groups, np.int32), np.empty(groups, np.float32)
-            entries, scores = scored_block(
+            entries, scores = scored_chunk(
                 src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
             )
-            broken[task] += count_not_finite(scores.view(np.uint32), size)
+            nonfinite[task] += count_not_finite(scores.view(np.uint32), size)
             spread(scores, of, groups, lanes)
             weigh(shape, of, groups, lanes, x)
             solve(keep, of, groups, x, t, left, rest)
@@ -278,4 +281,4 @@ def sample(
             kept[task] += draw_and_store(
                 _L1, _AS_IT_IS, source, size, entries, p, u, rescale, kind, target, s, scratch
             )
-    return kept.sum(), broken.sum()
+    return kept.sum(), nonfinite.sum()

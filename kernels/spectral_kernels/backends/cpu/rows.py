@@ -5,8 +5,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from spectral_kernels.backends.cpu.blocks import BLOCK, load
-from spectral_kernels.backends.cpu.kernels import NO_SIGN, line, scored_block
+from spectral_kernels.backends.cpu.chunks import CHUNK, load
+from spectral_kernels.backends.cpu.kernels import NO_SIGN, line, scored_chunk
 from spectral_kernels.reference import budget as bg
 from spectral_kernels.reference.rows import fixed_point_shift
 
@@ -17,67 +17,69 @@ _NOT_FINITE = np.uint32(bg.FINITE_BINS << bg.LOW_BITS)
 
 
 @njit(cache=True, error_model="numpy")
-def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, patterns):
-    """The scores of row i, as bit patterns."""
-    for j in range(0, n, BLOCK):
-        size = min(BLOCK, n - j)
-        _, scores = scored_block(
+def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, row_bits):
+    """The scores of row i, as bits."""
+    for j in range(0, n, CHUNK):
+        size = min(CHUNK, n - j)
+        _, scores = scored_chunk(
             src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
         )
         bits = scores.view(np.uint32)
         for k in range(size):
-            patterns[j + k] = bits[k] & NO_SIGN  # a NaN too must lie inside the histogram
+            row_bits[j + k] = (
+                bits[k] & NO_SIGN
+            )  # without its sign a NaN too lies inside the histogram
 
 
 @njit(cache=True, error_model="numpy")
-def bin_row(patterns, count, low):
-    """Add a row of patterns to a clean histogram; zeros are left out."""
-    for k in range(patterns.size):
-        b = patterns[k] >> _LOW_BITS
+def bin_row(row_bits, count, low):
+    """Add the scores of a row to a clean histogram; zeros are left out."""
+    for k in range(row_bits.size):
+        b = row_bits[k] >> _LOW_BITS
         count[b] += 1
-        low[b] += np.int64(patterns[k] & _LOW_MASK)
-    for k in range(patterns.size):
-        count[0] -= patterns[k] == 0
+        low[b] += np.int64(row_bits[k] & _LOW_MASK)
+    for k in range(row_bits.size):
+        count[0] -= row_bits[k] == 0
 
 
 @njit(cache=True, error_model="numpy")
-def not_finite(patterns):
-    """How many patterns are infinite or NaN."""
+def not_finite(row_bits):
+    """How many scores of a row are infinite or NaN."""
     found = 0
-    for k in range(patterns.size):
-        found += patterns[k] >= _NOT_FINITE
+    for k in range(row_bits.size):
+        found += row_bits[k] >= _NOT_FINITE
     return found
 
 
 @njit(cache=True, error_model="numpy")
-def clear_row(patterns, count, low):
-    """Zero just those bins that `bin_row` touched: a row is far shorter than a histogram."""
-    for k in range(patterns.size):
-        b = patterns[k] >> _LOW_BITS
+def clear_row(row_bits, count, low):
+    """Zero the bins that `bin_row` touched, and no others: there are far more bins than entries."""
+    for k in range(row_bits.size):
+        b = row_bits[k] >> _LOW_BITS
         count[b] = 0
         low[b] = 0
     count[0] = 0
 
 
 @njit(cache=True, error_model="numpy")
-def lows_in_bin(patterns, cut, size):
-    """The low bits of the `size` nonzero patterns in bin `cut`, ascending."""
+def lows_in_bin(row_bits, cut, size):
+    """The low bits of the `size` scores of a row, not 0, in bin `cut`, ascending."""
     lows = np.empty(size, np.int64)
     found = 0
-    for k in range(patterns.size):
-        if patterns[k] >> _LOW_BITS == cut and patterns[k] != 0:
-            lows[found] = np.int64(patterns[k] & _LOW_MASK)
+    for k in range(row_bits.size):
+        if row_bits[k] >> _LOW_BITS == cut and row_bits[k] != 0:
+            lows[found] = np.int64(row_bits[k] & _LOW_MASK)
             found += 1
     lows.sort()
     return lows
 
 
 @njit(cache=True, error_model="numpy")
-def solve_row(patterns, count, low, m, shape, parameter, budget):
+def solve_row(row_bits, count, low, m, shape, parameter, budget):
     """(C, alpha, beta, scale) of one group of scores."""
-    bin_row(patterns, count, low)
+    bin_row(row_bits, count, low)
     alpha, beta, first, last, top = bg.prepare(
-        count, low, shape, parameter, m, patterns.size, budget
+        count, low, shape, parameter, m, row_bits.size, budget
     )
     solved = (0.0, alpha, beta, 1.0)
     if first <= last:
@@ -85,11 +87,11 @@ def solve_row(patterns, count, low, m, shape, parameter, budget):
             count, low, first, last, top, shape, alpha, beta, budget
         )
         if cut >= 0:
-            lows = lows_in_bin(patterns, cut, count[cut])
+            lows = lows_in_bin(row_bits, cut, count[cut])
             ones = np.ones(lows.size, np.int64)
             c = bg.solve_values(lows, ones, cut, above, below, top, shape, alpha, beta, budget)
         solved = bg.kernel_parameters(c, top, shape, alpha, beta)
-    clear_row(patterns, count, low)
+    clear_row(row_bits, count, low)
     return solved
 
 
@@ -97,53 +99,53 @@ def solve_row(patterns, count, low, m, shape, parameter, budget):
 def row_laws(src, kind, m, n, base, factors, weights, row, column, shape, parameter, budget, tasks):
     """(C, alpha, beta, scale) of each row, float32 (m, 4), and how many scores are not finite."""
     laws = np.empty((m, 4), np.float32)
-    broken = np.zeros(tasks, np.int64)
+    nonfinite = np.zeros(tasks, np.int64)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
-        patterns = np.empty(n, np.uint32)
+        row_bits = np.empty(n, np.uint32)
         count, low = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
         for i in range(m * task // tasks, m * (task + 1) // tasks):
-            score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, patterns)
-            broken[task] += not_finite(patterns)
-            laws[i] = solve_row(patterns, count, low, 1, shape, parameter, budget)
-    return laws, broken.sum()
+            score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, row_bits)
+            nonfinite[task] += not_finite(row_bits)
+            laws[i] = solve_row(row_bits, count, low, 1, shape, parameter, budget)
+    return laws, nonfinite.sum()
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def row_thresholds(src, kind, m, n, base, factors, weights, row, column, budget, tasks):
-    """Per row the budget-th largest score, as a bit pattern, and the column before which ties stay.
+    """Per row the budget-th largest score, as bits, and the column before which ties stay.
 
     Also how many scores are not finite.
     """
     thresholds = np.empty(m, np.uint32)
-    broken = np.zeros(tasks, np.int64)
+    nonfinite = np.zeros(tasks, np.int64)
     tie_stops = np.empty(m, np.int64)
     for task in prange(tasks):
         a, s, scratch = line(), line(), line()
-        patterns = np.empty(n, np.uint32)
+        row_bits = np.empty(n, np.uint32)
         count, low = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
         for i in range(m * task // tasks, m * (task + 1) // tasks):
-            score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, patterns)
-            broken[task] += not_finite(patterns)
-            bin_row(patterns, count, low)
+            score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, row_bits)
+            nonfinite[task] += not_finite(row_bits)
+            bin_row(row_bits, count, low)
             b, above = bg.find_rank(count, budget)
             threshold = np.uint32(0)
             wanted = budget - above
             if b >= 0:
-                lows = lows_in_bin(patterns, b, count[b])
+                lows = lows_in_bin(row_bits, b, count[b])
                 value = lows[lows.size - wanted]
                 threshold = np.uint32((b << bg.LOW_BITS) + value)
                 wanted -= (lows > value).sum()
-            clear_row(patterns, count, low)
+            clear_row(row_bits, count, low)
             thresholds[i] = threshold
             found = 0
             tie_stops[i] = n
             for k in range(n):
-                found += patterns[k] == threshold
+                found += row_bits[k] == threshold
                 if found == wanted:
                     tie_stops[i] = k + 1 if wanted > 0 else 0
                     break
-    return thresholds, tie_stops, broken.sum()
+    return thresholds, tie_stops, nonfinite.sum()
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
@@ -153,8 +155,8 @@ def row_l1(src, kind, m, n):
     for i in prange(m):
         a, scratch = line(), line()
         largest = np.float32(0)
-        for j in range(0, n, BLOCK):
-            size = min(BLOCK, n - j)
+        for j in range(0, n, CHUNK):
+            size = min(CHUNK, n - j)
             start = i * n + j
             entries = load(src[start : start + size], kind, size, a, a.view(np.uint32), scratch)
             for k in range(size):
@@ -164,8 +166,8 @@ def row_l1(src, kind, m, n):
             factor_high = math.ldexp(1.0, shift // 2)
             factor_low = math.ldexp(1.0, shift - shift // 2)
             total = np.int64(0)
-            for j in range(0, n, BLOCK):
-                size = min(BLOCK, n - j)
+            for j in range(0, n, CHUNK):
+                size = min(CHUNK, n - j)
                 start = i * n + j
                 entries = load(src[start : start + size], kind, size, a, a.view(np.uint32), scratch)
                 for k in range(size):

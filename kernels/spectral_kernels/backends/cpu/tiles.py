@@ -6,8 +6,8 @@
 import numpy as np
 from numba import njit, prange
 
-from spectral_kernels.backends.cpu.blocks import BLOCK, NATIVE
-from spectral_kernels.backends.cpu.kernels import line, scored_block
+from spectral_kernels.backends.cpu.chunks import CHUNK, NATIVE
+from spectral_kernels.backends.cpu.kernels import line, scored_chunk
 from spectral_kernels.reference.patterns import LEAST_SCORE
 
 _LEAST = np.float32(LEAST_SCORE)
@@ -22,9 +22,9 @@ def block_scores(src, kind, m, n, base, factors, weights, row, column, rows, col
         a, s, scratch = line(), line(), line()
         sums = np.zeros(across, np.float64)
         for i in range(r * rows, (r + 1) * rows):
-            for j in range(0, n, BLOCK):
-                size = min(BLOCK, n - j)
-                _, scores = scored_block(
+            for j in range(0, n, CHUNK):
+                size = min(CHUNK, n - j)
+                _, scores = scored_chunk(
                     src, kind, n, i, j, size, base, factors, weights, row, column, a, s, scratch
                 )
                 block, place = j // columns, j % columns

@@ -37,7 +37,7 @@ _ELEMENTS = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 _POINTERS: dict[str, str | None] = {
     "src": None, "out": None, "kept": "i64", "table": "i64", "left": "fp32", "right": "fp32",
     "row": "fp32", "column": "fp32", "laws": "fp32", "thresholds": "i32", "tie_stops": "i64",
-    "scores": "i32", "broken": "i32", "sums": "fp64", "counts": "i64",
+    "scores": "i32", "nonfinite": "i32", "sums": "fp64", "counts": "i64",
     "packed": "u8", "words": "i32", "starts": "i64", "columns": "i32", "values": None,
 }  # fmt: skip
 
@@ -109,7 +109,7 @@ def variants() -> Iterator[Variant]:
             Variant(
                 "count_between", dtype, tile | {"WHOLE_ROWS": False}, pointers={"table": "i32"}
             ),
-            Variant("patterns", dtype, tile, pointers={"out": "i32"}),
+            Variant("score_bits", dtype, tile, pointers={"out": "i32"}),
         )
         yield from others
         if dtype == "fp32":

@@ -1,16 +1,16 @@
-"""Patterns of zeros on the GPU: what the backend's matrices and scores are launched with."""
+"""Patterns of zeros on the GPU: the launches of N of M, and blocks by torch's own operations."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from spectral_kernels.backends.gpu.launches import Launches
 from spectral_kernels.backends.gpu.plan import Plan, has_nvidia
 from spectral_kernels.backends.gpu.triton import nm
 from spectral_kernels.backends.protocol import Draw, Matrix, Scoring
 from spectral_kernels.reference.laws import Shape
-from spectral_kernels.reference.patterns import LEAST_SCORE, NM, Blocks, Outcome
+from spectral_kernels.reference.patterns import LEAST_SCORE, NM, Blocks
 from spectral_kernels.reference.stream import split_seed
 
 _QUAD = 4
@@ -18,14 +18,8 @@ _QUAD = 4
 _ENTRIES = 512
 
 
-class PatternOperations:
-    """The patterns of a backend that makes plans; see `spectral_kernels.reference.patterns`."""
-
-    _plan: Callable[..., Plan]
-    _patterns: Callable[[Matrix, Scoring], torch.Tensor]
-
-    def keep_largest_of(self, A: Matrix, scoring: Scoring, pattern: NM, out: Matrix) -> Outcome:
-        return _outcome(self.launch_keep_largest_of(A, scoring, pattern, out))
+class PatternLaunches(Launches):
+    """What is launched for patterns; `reference.patterns` says what they are."""
 
     def launch_keep_largest_of(
         self, A: Matrix, scoring: Scoring, pattern: NM, out: Matrix
@@ -36,12 +30,6 @@ class PatternOperations:
             nm.keep_largest_of, A.storage, out.storage, counts, KEEP=pattern.keep, OF=pattern.of
         )
         return counts
-
-    def sample_of(
-        self, A: Matrix, scoring: Scoring, pattern: NM, shape: Shape, rescale: bool, draw: Draw,
-        out: Matrix,
-    ) -> Outcome:  # fmt: skip
-        return _outcome(self.launch_sample_of(A, scoring, pattern, shape, rescale, draw, out))
 
     def launch_sample_of(
         self, A: Matrix, scoring: Scoring, pattern: NM, shape: Shape, rescale: bool, draw: Draw,
@@ -61,7 +49,7 @@ class PatternOperations:
     def block_scores(self, A: Matrix, scoring: Scoring, pattern: Blocks) -> torch.Tensor:
         """As the protocol says; an addition to every block at a time, in the oracle's order."""
         p, q = A.m // pattern.rows, A.n // pattern.columns
-        scores = self._patterns(A, scoring).view(torch.float32)
+        scores = self.launch_score_bits(A, scoring).view(torch.float32)
         wide = scores.reshape(p, pattern.rows, q, pattern.columns)
         total = torch.zeros((p, q), dtype=torch.float64, device=scores.device)
         for i in range(pattern.rows):
@@ -86,13 +74,8 @@ class PatternOperations:
                 "pattern: on a GPU, expected N of M with M a power of two; "
                 f"got {str(pattern)!r}; move the weight to the CPU"
             )
-        plan = self._plan(A, scoring, skip)
+        plan = self.plan(A, scoring, skip)
         if plan.warps > 1:
             return plan
         columns = max(min(plan.columns, _ENTRIES), pattern.of)
         return replace(plan, columns=columns, rows=max(_ENTRIES // columns, 1))
-
-
-def _outcome(counts: torch.Tensor) -> Outcome:
-    nnz, broken = counts.tolist()
-    return Outcome(nnz, broken)

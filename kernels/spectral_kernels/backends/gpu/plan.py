@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from spectral_kernels.backends.gpu.triton.blocks import INTERPRETED
+from spectral_kernels.backends.gpu.triton.elementwise import INTERPRETED
 from spectral_kernels.backends.protocol import Matrix, Scoring
 from spectral_kernels.reference.laws import Base
 
@@ -26,9 +26,19 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of the CPU."""
+    return bool(INTERPRETED.value)
+
+
+def captured() -> bool:
+    """Whether calls are being captured in a CUDA graph, so that nothing can be read."""
+    return not interpreted() and torch.cuda.is_current_stream_capturing()
+
+
 def has_nvidia() -> bool:
     """Whether kernels are compiled for NVIDIA, as opposed to AMD or the interpreter."""
-    return not INTERPRETED.value and torch.version.hip is None
+    return not interpreted() and torch.version.hip is None
 
 
 def device_of(A: Matrix) -> Any:
@@ -54,7 +64,7 @@ def padded_factors(
 
 @dataclass(frozen=True)
 class Plan:
-    """Tiles of rows x columns, and what every kernel is told of a matrix and its scoring.
+    """Tiles of rows x columns, and the arguments that kernels take of a matrix and its scoring.
 
     Column tiles start `skip` columns before the matrix; depth is that of B = left @ right; a
     program has `warps` warps.

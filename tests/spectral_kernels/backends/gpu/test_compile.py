@@ -15,13 +15,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for L
 #: For the other targets, every kernel in one dtype, elementwise and low-rank.
 SOME = [
     "sample-fp32-aligned", "sample-fp32-l1-rescaled", "keep_largest-bf16", "histogram-bf16",
-    "refine-bf16", "count_between-bf16", "patterns-bf16", "row_l1-bf16", "row_threshold",
+    "refine-bf16", "count_between-bf16", "score_bits-bf16", "row_l1-bf16", "row_threshold",
     "keep_largest_of-bf16-2:4", "sample_of-bf16-2:4", "pack_bits-bf16", "keep_bits-bf16",
     "count_rows-bf16", "fill_rows-bf16", "masked_product",
 ]  # fmt: skip
 RUNS = {"sm_90": [], "sm_80": SOME, "sm_100": SOME, "gfx942": SOME}
 KERNELS = {
-    "sample", "keep_largest", "histogram", "refine", "count_between", "patterns", "row_l1",
+    "sample", "keep_largest", "histogram", "refine", "count_between", "score_bits", "row_l1",
     "row_threshold", "keep_largest_of", "sample_of", "pack_bits", "keep_bits", "count_rows",
     "fill_rows", "masked_product",
 }  # fmt: skip

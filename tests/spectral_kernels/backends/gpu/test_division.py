@@ -15,7 +15,7 @@ import pytest
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
-from spectral_kernels.backends.gpu.triton import blocks
+from spectral_kernels.backends.gpu.triton import elementwise
 from spectral_kernels.reference import oracle
 
 Float32 = NDArray[np.float32]
@@ -51,9 +51,10 @@ def device_function(function: object, nearest: bool = True) -> Callable[..., Flo
         where=lambda condition, a, b: np.where(condition, np.float32(a), np.float32(b)),
     )  # fmt: skip
     names = ("_DOWN", "_UP", "_UNIT", "_LEAST_RECIPROCAL")
-    known = {name: np.float32(getattr(blocks, name).value) for name in names} | {"tl": language}
+    values = {name: np.float32(getattr(elementwise, name).value) for name in names}
+    known = values | {"tl": language}
     for called in (
-        blocks.near_reciprocal, blocks.nearest_reciprocal, blocks.corrected_quotient,
+        elementwise.near_reciprocal, elementwise.nearest_reciprocal, elementwise.corrected_quotient,
     ):  # fmt: skip
         known[called.fn.__name__] = FunctionType(called.fn.__code__, known)
     plain = FunctionType(function.fn.__code__, known)
@@ -122,7 +123,7 @@ def check_hard_cases(low: int, high: int) -> int:
     cases = hard_cases(low, high)
     N, t = cases[:, 0].astype(np.float32), cases[:, 1].astype(np.float32)
     expected = np.ldexp(cases[:, 2].astype(np.float64), -cases[:, 3]).astype(np.float32)
-    divide = device_function(blocks.corrected_quotient)
+    divide = device_function(elementwise.corrected_quotient)
     np.testing.assert_array_equal(divide(N, t, reciprocal(t, True)), expected)
     return len(cases)
 
@@ -130,7 +131,7 @@ def check_hard_cases(low: int, high: int) -> int:
 @pytest.mark.parametrize("nearest", [True, False])
 def test_every_reciprocal_is_corrected(nearest: bool) -> None:
     """A divisor, of all 2^24, for which the Newton step misses the nearest reciprocal."""
-    correct = device_function(blocks.nearest_reciprocal)
+    correct = device_function(elementwise.nearest_reciprocal)
     for low in range(1, UNIT + 1, 1 << 20):
         t = np.arange(low, min(low + (1 << 20), UNIT + 1), dtype=np.float32)
         np.testing.assert_array_equal(correct(t, reciprocal(t, nearest)), reciprocal(t, True))
@@ -203,8 +204,8 @@ def test_quotients_of_bfloat16(nearest: bool, large: bool) -> None:
         a = a[np.abs(a) < 2.0**100]
     t = np.floor(np.exp2(rng.uniform(0, 24, a.size))).astype(np.float32)
     t[-4:] = [1, UNIT, UNIT - 1, 3]
-    up, down = device_function(blocks.headroom)(np.array(large))
-    found = device_function(blocks.quotient_of_bfloat16, nearest)(a, t, up, down)
+    up, down = device_function(elementwise.headroom)(np.array(large))
+    found = device_function(elementwise.quotient_of_bfloat16, nearest)(a, t, up, down)
     with np.errstate(over="ignore"):
         expected = a / (t / np.float32(UNIT))
         found, expected = oracle.round_bfloat16(found), oracle.round_bfloat16(expected)
@@ -220,8 +221,8 @@ def test_whole_range_with_headroom_of_each_entry(nearest: bool) -> None:
     a[::2] *= -1
     t = np.floor(np.exp2(rng.uniform(0, 24, a.size))).astype(np.float32)
     t[-4:] = [1, UNIT, UNIT - 1, 3]
-    up, down = device_function(blocks.headroom)(np.abs(a) >= 2.0**100)
-    found = device_function(blocks.quotient, nearest)(a, t, up, down)
+    up, down = device_function(elementwise.headroom)(np.abs(a) >= 2.0**100)
+    found = device_function(elementwise.quotient, nearest)(a, t, up, down)
     with np.errstate(over="ignore"):
         expected = a / (t / np.float32(UNIT))
     assert np.isinf(expected).any()
@@ -235,8 +236,8 @@ def test_headroom_of_a_matrix_of_large_entries() -> None:
     exponent = rng.uniform(-64, 127, 200_000)
     a = np.exp2(exponent).astype(np.float32)
     t = np.floor(np.exp2(rng.uniform(0, 24, a.size))).astype(np.float32)
-    up, down = device_function(blocks.headroom)(np.array(True))
-    found = device_function(blocks.quotient)(a, t, up, down)
+    up, down = device_function(elementwise.headroom)(np.array(True))
+    found = device_function(elementwise.quotient)(a, t, up, down)
     with np.errstate(over="ignore"):
         expected = a / (t / np.float32(UNIT))
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))

@@ -345,16 +345,14 @@ def test_row_threshold_over_several_blocks() -> None:
         assert [part.tolist() for part in found[:2]] == [part.tolist() for part in expected[:2]]
 
 
-@pytest.mark.parametrize("shape", [Shape.L1, Shape.HYBRID, Shape.MAXIMUM])
-def test_row_laws_equal_those_of_the_cpu(shape: Shape) -> None:
-    """Scores of one row solved with another's, or the vectors of the score left out."""
-    values = np.random.default_rng(15).standard_normal((7, 90)).astype(np.float32)
-    row = np.linspace(0.5, 2, 7, dtype=np.float32)
-    A = tensor_of(values, "float32")
-    found = WIDE.row_laws(WIDE.matrix(A), Scoring(row=WIDE.vector(row)), shape, 0.5, 30)
-    expected = CPU.row_laws(CPU.matrix(values), Scoring(row=row), shape, 0.5, 30)
-    np.testing.assert_array_equal(found[0], expected[0])
-    assert found[1] == expected[1] == 0
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_score_bits_equal_oracle(dtype: str) -> None:
+    """Scores of one row taken for another's, or the vectors of the score left out."""
+    A = gaussian((7, 90), dtype, 15)
+    row, column = np.linspace(0.5, 2, 7, dtype=np.float32), np.linspace(1, 3, 90, dtype=np.float32)
+    scoring = Scoring(row=WIDE.vector(row), column=WIDE.vector(column))
+    expected = oracle_score(A, scoring, None)
+    assert_same_bits(WIDE.score_bits(WIDE.matrix(A), scoring), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spectral_kernels import sparsify
+from spectral_kernels import sparsify, sparsify_many
 from spectral_kernels.backends.gpu.backend import GPUBackend
 from spectral_kernels.call import arguments
-from spectral_kernels.call.many import sparsify_many
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
 

@@ -66,7 +66,7 @@ def test_largest(pattern: patterns.NM, dtype: str) -> None:
     mask = nm.largest(oracle.score(values), pattern.keep, pattern.of)
     expected = np.where(mask, values, values.dtype.type(0))
     assert_same_bits(out, expected)
-    assert found == patterns.Outcome(np.count_nonzero(expected), 0)
+    assert found == (np.count_nonzero(expected), 0)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
@@ -84,7 +84,7 @@ def test_draw(pattern: patterns.NM, dtype: str, shape: Shape, rescale: bool) -> 
     found = GPU.sample_of(GPU.matrix(A), Scoring(), pattern, shape, rescale, draw, GPU.matrix(out))
     expected = expected_draw(A, oracle.score(on_host(A)), pattern, shape, rescale, draw)
     assert_same_bits(out, expected)
-    assert found == patterns.Outcome(np.count_nonzero(expected), 0)
+    assert found == (np.count_nonzero(expected), 0)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_scores_that_are_not_finite_are_counted() -> None:
     found = GPU.keep_largest_of(
         GPU.matrix(A), Scoring(), TWO_OF_FOUR, GPU.matrix(torch.empty_like(A))
     )
-    assert found.broken == 3
+    assert found[1] == 3
 
 
 def test_groups_of_other_sizes_are_refused() -> None:

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from spectral_kernels.backends.gpu.pipeline import FLOATS, INTEGERS, SPANS, float64_bits, fold
+from spectral_kernels.backends.gpu.launches import float64_bits
+from spectral_kernels.backends.gpu.pipeline import FLOATS, INTEGERS, SPANS, fold
 from spectral_kernels.backends.gpu.triton import histograms, rank, solve, weights
 from spectral_kernels.backends.protocol import Matrix
 from spectral_kernels.reference import budget as bg
@@ -20,9 +21,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 M, N = 20, 30
 SIZE = M * N
 VALUES = 1 << bg.LOW_BITS
-CUT, ABOVE, TIES, PATTERN = (
+CUT, ABOVE, TIES, THRESHOLD = (
     column.value
-    for column in (histograms.CUT, histograms.ABOVE, histograms.TIES, histograms.PATTERN)
+    for column in (histograms.CUT, histograms.ABOVE, histograms.TIES, histograms.THRESHOLD)
 )
 EXACT = {"num_warps": 8, "enable_fp_fusion": False}
 
@@ -141,7 +142,7 @@ def test_ranks_equal_those_of_the_host(family: str, budget: int, seed: int) -> N
         low, multiplicity = (part.tolist() for part in oracle.refine(s, cut))
         value, equal, wanted = bg.find_rank_value(low, multiplicity, above, budget)
         pattern = (cut << bg.LOW_BITS) + value
-    assert int(threshold) == int(integers[PATTERN]) == pattern
+    assert int(threshold) == int(integers[THRESHOLD]) == pattern
     if wanted in (0, equal):
         assert int(integers[TIES]) == 0
         assert int(stop) == (SIZE if wanted == equal else 0)
@@ -173,7 +174,7 @@ def test_bernstein_weights_equal_those_of_the_host(m: int, budget: int, kind: st
     alpha, beta = rows.bernstein_terms(m, 300, budget)
     weights.bernstein_weights[(1,)](
         torch.tensor(l1, device=DEVICE), found, float64_bits(alpha), float64_bits(beta),
-        rows.fixed_point_shift(m, 0), m, BLOCK=1024, **EXACT,
+        rows.fixed_point_shift(m, 0), m, ROWS=1024, **EXACT,
     )  # fmt: skip
     expected = rows.bernstein_row_weights(l1, 300, budget)
     np.testing.assert_array_equal(found.cpu().numpy(), expected)

@@ -55,7 +55,7 @@ def test_every_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, law: s
     on_both(monkeypatch, heavy_tailed(dtype), law=law, sparsity=0.4, seed=12)
 
 
-def test_flaws_of_blocks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_blocks_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts on the device of NaN and of negative weights, forgotten on the way to blocks."""
     A = torch.randn(8, 16)
     factors = (torch.randn(8, 2), torch.randn(2, 16))

@@ -12,7 +12,7 @@ and how it is cut; its rows are FIELDS. Matrices share their element type and ho
 import triton
 import triton.language as tl
 
-from spectral_kernels.backends.gpu.triton import gated, kernels
+from spectral_kernels.backends.gpu.triton import conditional, kernels
 from spectral_kernels.backends.gpu.triton.histograms import BINS, INTEGERS, VALUES
 from spectral_kernels.reference.laws import Base
 
@@ -27,9 +27,9 @@ _SOURCE, _OUTPUT, _ROWS, _UNITS, _STRIP, _STREAM, _FIRST_SEGMENT, _SEGMENTS, _SI
 )
 _MAGNITUDE = tl.constexpr(int(Base.MAGNITUDE))
 
-_histogram, _refine, _count_ties = kernels.histogram, gated.refine_cut, gated.count_ties
-_find_tie, _keep_largest, _sample = gated.find_tie, kernels.keep_largest, kernels.sample
-_count_not_finite = gated.count_not_finite
+_histogram, _refine, _count_ties = kernels.histogram, conditional.refine_cut, conditional.count_ties
+_find_tie, _keep_largest, _sample = conditional.find_tie, kernels.keep_largest, kernels.sample
+_count_not_finite = conditional.count_not_finite
 
 
 @triton.jit
@@ -155,11 +155,17 @@ def sample_many(
 
 @triton.jit
 def count_not_finite_many(
-    table, like, found, laws, GATED: tl.constexpr, ALIGNED: tl.constexpr, ENTRIES: tl.constexpr
+    table,
+    like,
+    found,
+    laws,
+    CONDITIONAL: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ENTRIES: tl.constexpr,
 ):
     """found int64 (matrices,), of what was written."""
     matrix = tl.program_id(2)
     _count_not_finite(
         address(table, _OUTPUT, like, ALIGNED), found + matrix, laws + matrix * 4,
-        field(table, _SIZE), GATED, ENTRIES,
+        field(table, _SIZE), CONDITIONAL, ENTRIES,
     )  # fmt: skip

@@ -9,7 +9,7 @@ integers, floats  int64 (groups, 8) and float64 (groups, 4), what one kernel lea
 values            int64 (groups, 2^18), how often each value of the low bits occurs in bin `cut`
 sums              int64 (groups, 4, SPANS), the `moments` of spans of the values
 
-float64 arguments travel as their bit patterns, in int64.
+float64 arguments travel as their bits, in int64.
 """
 
 # mypy: ignore-errors
@@ -22,8 +22,8 @@ from spectral_kernels.backends.gpu.triton.kernels import PACKED_LOW
 from spectral_kernels.reference import budget as bg
 
 #: Columns of `integers`: the bin to refine or -1, how many scores lie over it and in it, the
-#: exponent of x; how many ties are kept where ties are cut, else 0, and the threshold's pattern.
-CUT, ABOVE, EQUAL, TOP, TIES, PATTERN = (tl.constexpr(column) for column in range(6))
+#: exponent of x; how many ties are kept where ties are cut, else 0, and the threshold's bits.
+CUT, ABOVE, EQUAL, TOP, TIES, THRESHOLD = (tl.constexpr(column) for column in range(6))
 INTEGERS = tl.constexpr(8)
 #: Columns of `floats`: c, alpha, beta, and the mass under the cut bin.
 FLOATS = tl.constexpr(4)
@@ -53,7 +53,7 @@ def of_group(given, group):
 
 @triton.jit
 def as_float64(bits):
-    """The float64 of a bit pattern."""
+    """The float64 of these bits."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
 
@@ -65,7 +65,7 @@ def power_of_two(k):
 
 @triton.jit
 def value_of(bits, top):
-    """x of bit patterns, see `budget.value_of`."""
+    """x of bits, see `budget.value_of`."""
     exponent = bits >> 23
     significand = (bits & 0x7FFFFF) + tl.where(exponent > 0, 0x800000, 0)
     return significand.to(tl.float64) * power_of_two(tl.maximum(exponent, 1) - 23 - top)
@@ -85,7 +85,7 @@ def at_or_after(entries):
 
 @triton.jit
 def pick(values, at):
-    """The entry of a block at an index."""
+    """The entry of a vector at an index."""
     index = tl.arange(0, values.shape[0])
     return tl.sum(tl.where(index == at, values, values * 0))
 
@@ -107,10 +107,10 @@ def occupied(count):
 
 
 @triton.jit(do_not_specialize=["copies"])
-def fold_histogram(table, count, low, broken, copies: tl.int32):
+def fold_histogram(table, count, low, nonfinite, copies: tl.int32):
     """count and low int64 (groups, 8192) from the packed table int64 (groups, copies, 8192).
 
-    A program FOLD bins of a group. broken int64 (groups,) gets how many scores are infinite
+    A program FOLD bins of a group. nonfinite int64 (groups,) gets how many scores are infinite
     or NaN added.
     """
     group = tl.program_id(1).to(tl.int64)
@@ -126,7 +126,7 @@ def fold_histogram(table, count, low, broken, copies: tl.int32):
     tl.store(low + group * BINS + b, lows)
     bad = tl.sum(tl.where(b >= FINITE_BINS, entries, 0))
     if bad > 0:
-        tl.atomic_add(broken + group, bad, sem="relaxed")
+        tl.atomic_add(nonfinite + group, bad, sem="relaxed")
 
 
 @triton.jit

@@ -19,7 +19,7 @@ BASE, SHAPE       see `laws`
 import triton
 import triton.language as tl
 
-from spectral_kernels.backends.gpu.triton.blocks import (
+from spectral_kernels.backends.gpu.triton.elementwise import (
     as_float32,
     draws,
     probability,
@@ -121,8 +121,8 @@ def scored_tile(
 
 
 @triton.jit
-def patterns_of(s):
-    """Scores as bit patterns, which order as the scores do."""
+def bits_of(s):
+    """Scores as bits, which order as the scores do."""
     return s.to(tl.uint32, bitcast=True)
 
 
@@ -210,7 +210,7 @@ def keep_largest(
 ):  # fmt: skip
     """out = src where the score is over its group's threshold, or ties with it early enough.
 
-    Moves one read and one write of the matrix. thresholds int32 (groups,) are bit patterns;
+    Moves one read and one write of the matrix. thresholds int32 (groups,) are bits;
     tie_stops int64 (groups,) the index under which ties are kept: flat for a tensor, the column
     for a row. kept (1,) int64 gets the number of nonzero entries written added.
     """
@@ -228,7 +228,7 @@ def keep_largest(
         # Ties before the stop are kept: there the comparison is >=, after it >.
         stop = tl.minimum(tl.maximum(stop, 0), COLUMNS).to(tl.int32)
         late = (tl.arange(0, COLUMNS)[None, :] >= stop).to(tl.uint32)
-        keep = patterns_of(s) >= threshold + late
+        keep = bits_of(s) >= threshold + late
         tl.store(out + offsets, tl.where(keep, x, 0.0), mask=inside)
         count += quad_sums(keep & (a != 0))
         start += ROWS
@@ -258,9 +258,9 @@ def histogram(
             src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
-        pattern = patterns_of(s)
-        packed = (pattern & _LOW_MASK).to(tl.int64) + _PACKED_ONE
-        tl.atomic_add(counts + (pattern >> _LOW_BITS), packed, mask=pattern > 0, sem="relaxed")
+        bits = bits_of(s)
+        packed = (bits & _LOW_MASK).to(tl.int64) + _PACKED_ONE
+        tl.atomic_add(counts + (bits >> _LOW_BITS), packed, mask=bits > 0, sem="relaxed")
         start += ROWS
 
 
@@ -283,10 +283,10 @@ def refine(
             src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
-        pattern = patterns_of(s)
-        found = (pattern > 0) & ((pattern >> _LOW_BITS).to(tl.int32) == cut)
+        bits = bits_of(s)
+        found = (bits > 0) & ((bits >> _LOW_BITS).to(tl.int32) == cut)
         one = found.to(tl.int64)
-        tl.atomic_add(table + (pattern & _LOW_MASK), one, mask=found, sem="relaxed")
+        tl.atomic_add(table + (bits & _LOW_MASK), one, mask=found, sem="relaxed")
         start += ROWS
 
 
@@ -299,7 +299,7 @@ def count_between(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """How many bit patterns of each segment lie in [lowest, highest].
+    """How many bits of each segment lie in [lowest, highest].
 
     Moves one read of the matrix. A segment is one row of a tile, in table int32 (m, column tiles);
     WHOLE_ROWS, where a tile spans them, it is the tile, in table int32 (row tiles,). Either way
@@ -313,8 +313,8 @@ def count_between(
             src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
-        pattern = patterns_of(s)
-        found = (inside & (pattern >= lowest) & (pattern <= highest)).to(tl.int32)
+        bits = bits_of(s)
+        found = (inside & (bits >= lowest) & (bits <= highest)).to(tl.int32)
         if WHOLE_ROWS:
             tl.store(table + start // ROWS, tl.sum(found))
         else:
@@ -324,14 +324,14 @@ def count_between(
 
 
 @triton.jit
-def patterns(
+def score_bits(
     src, out, m: tl.int64, units: tl.int64, strip: tl.int32,
     left, right, b_weight: tl.float32, a_weight: tl.float32, row, column,
     UNIT: tl.constexpr, BASE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out int32 (m, n): the bit patterns of the scores. Moves one read, and four bytes an entry."""
+    """out int32 (m, n): the bits of the scores. Moves one read, and four bytes an entry."""
     n, j0, start, last = strip_of(m, units, strip, UNIT, COLUMNS)
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)

@@ -11,9 +11,9 @@ each group costs nothing. Other arguments are those of `kernels`.
 import triton
 import triton.language as tl
 
-from spectral_kernels.backends.gpu.triton.blocks import rescaled, where_kept, words
+from spectral_kernels.backends.gpu.triton.elementwise import rescaled, where_kept, words
 from spectral_kernels.backends.gpu.triton.kernels import (
-    patterns_of,
+    bits_of,
     quad_sums,
     quads_of,
     scored_tile,
@@ -54,7 +54,7 @@ def entry_at(x, place, k):
 def rank_of(bits, place, OF: tl.constexpr):
     """How many of its group come before an entry: larger ones, and equal ones of earlier columns.
 
-    bits: the scores' patterns, as int32.
+    bits: those of the scores, as int32.
     """
     rank = place * 0
     for k in tl.static_range(OF):
@@ -119,10 +119,10 @@ def drawn(t, word, place, OF: tl.constexpr):
 
 
 @triton.jit
-def add_counts(counts, kept, broken):
+def add_counts(counts, kept, nonfinite):
     """counts int64 (2,): entries kept, and scores that are not finite."""
     tl.atomic_add(counts, kept.to(tl.int64), sem="relaxed")
-    tl.atomic_add(counts + 1, broken.to(tl.int64), mask=broken > 0, sem="relaxed")
+    tl.atomic_add(counts + 1, nonfinite.to(tl.int64), mask=nonfinite > 0, sem="relaxed")
 
 
 @triton.jit
@@ -140,21 +140,21 @@ def keep_largest_of(
     """
     n, j0, start, last = strip_of(m, units, strip, UNIT, COLUMNS)
     kept = tl.zeros((ROWS * COLUMNS // 4,), tl.int32)
-    broken = tl.zeros((ROWS * COLUMNS // 4,), tl.int32)
+    nonfinite = tl.zeros((ROWS * COLUMNS // 4,), tl.int32)
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         x, a, s, offsets, inside = scored_tile(
             src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
-        bits = patterns_of(s)
+        bits = bits_of(s)
         grouped = groups_of(bits.to(tl.int32, bitcast=True), OF)
         keep = tl.reshape(rank_of(grouped, place_of(grouped), OF) < KEEP, (ROWS, COLUMNS))
         tl.store(out + offsets, tl.where(keep, x, 0.0), mask=inside)
         kept += quad_sums(keep & (a != 0))
-        broken += quad_sums(bits >= _NOT_FINITE)
+        nonfinite += quad_sums(bits >= _NOT_FINITE)
         start += ROWS
-    add_counts(counts, tl.sum(kept), tl.sum(broken))
+    add_counts(counts, tl.sum(kept), tl.sum(nonfinite))
 
 
 @triton.jit(do_not_specialize=["stream_id", "k0", "k1", "row_offset", "quad_offset"])
@@ -178,7 +178,7 @@ def sample_of(
     quad = quads_of(quad_offset, j0, COLUMNS, src.dtype.element_ty.primitive_bitwidth)
     stream, k0, k1 = tl.cast(stream_id, tl.uint32), tl.cast(k0, tl.uint32), tl.cast(k1, tl.uint32)
     kept = tl.zeros((ROWS * COLUMNS // 4,), tl.int32)
-    broken = tl.zeros((ROWS * COLUMNS // 4,), tl.int32)
+    nonfinite = tl.zeros((ROWS * COLUMNS // 4,), tl.int32)
     while start < last:
         i = start + tl.arange(0, ROWS).to(tl.int64)
         x, a, s, offsets, inside = scored_tile(
@@ -194,6 +194,6 @@ def sample_of(
         value = rescaled(x, a, t, 1.0, False, NVIDIA) if RESCALE else x
         tl.store(out + offsets, where_kept(ahead, value, x.dtype, NVIDIA), mask=inside)
         kept -= quad_sums(ahead)
-        broken += quad_sums(patterns_of(s) >= _NOT_FINITE)
+        nonfinite += quad_sums(bits_of(s) >= _NOT_FINITE)
         start += ROWS
-    add_counts(counts, tl.sum(kept), tl.sum(broken))
+    add_counts(counts, tl.sum(kept), tl.sum(nonfinite))

@@ -56,7 +56,7 @@ def keep_bits(src, packed, out, units: tl.int64, UNIT: tl.constexpr, TILE: tl.co
 
 
 @triton.jit
-def row_block(src, i, j, n, COLUMNS: tl.constexpr):
+def row_tile(src, i, j, n, COLUMNS: tl.constexpr):
     """Columns j.. of row i (0 outside), which they are, and 1 where they are not zero."""
     at = j + tl.arange(0, COLUMNS)
     x = tl.load(src + i * n + at, mask=at < n, other=0.0)
@@ -74,7 +74,7 @@ def count_rows(src, counts, units: tl.int64, UNIT: tl.constexpr, COLUMNS: tl.con
     found = tl.zeros((COLUMNS,), tl.int32)
     j = n * 0
     while j < n:
-        _, _, one = row_block(src, i, j, n, COLUMNS)
+        _, _, one = row_tile(src, i, j, n, COLUMNS)
         found += one
         j += COLUMNS
     tl.store(counts + i, tl.sum(found).to(tl.int64))
@@ -94,7 +94,7 @@ def fill_rows(
     to, stop = tl.load(starts + i), tl.load(starts + i + 1)
     j = n * 0
     while j < n:
-        x, at, one = row_block(src, i, j, n, COLUMNS)
+        x, at, one = row_tile(src, i, j, n, COLUMNS)
         place = to + tl.cumsum(one, axis=0) - one
         mine = (one != 0) & (place < stop)
         tl.store(columns + place, at.to(columns.dtype.element_ty), mask=mine)

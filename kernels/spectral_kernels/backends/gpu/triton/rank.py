@@ -17,9 +17,9 @@ from spectral_kernels.backends.gpu.triton.histograms import (
     LANES,
     LOW_BITS,
     OF_EXPONENT,
-    PATTERN,
     SPAN,
     SPANS,
+    THRESHOLD,
     TIES,
     VALUES,
     at_or_after,
@@ -68,7 +68,7 @@ def finish_threshold(values, sums, budgets, sizes, integers, thresholds, tie_sto
     values, sums = values + group * VALUES, sums + group * (4 * SPANS)
     budget, size = of_group(budgets, group), of_group(sizes, group)
     cut, above = tl.load(integers + CUT), tl.load(integers + ABOVE)
-    pattern, equal, wanted = cut * 0, size - above, budget - above
+    bits, equal, wanted = cut * 0, size - above, budget - above
     if cut >= 0:
         span = tl.arange(0, SPANS).to(tl.int64)
         entries = tl.load(sums + span)
@@ -78,13 +78,13 @@ def finish_threshold(values, sums, budgets, sizes, integers, thresholds, tie_sto
         some = tl.load(values + chosen * SPAN + within).to(tl.int64)
         ahead_of_value = at_or_after(some) + (pick(ahead, chosen) - pick(entries, chosen))
         k = tl.max(tl.where(ahead_of_value >= wanted, within, -1))
-        pattern = (cut << LOW_BITS) + chosen * SPAN + k
+        bits = (cut << LOW_BITS) + chosen * SPAN + k
         equal = pick(some, k)
         wanted = wanted - (pick(ahead_of_value, k) - equal)
     if budget == 0:
-        pattern, wanted, equal = pattern * 0 + _NOT_FINITE, wanted * 0, equal * 0 + 1
-    tl.store(thresholds + group, pattern.to(tl.int32))
+        bits, wanted, equal = bits * 0 + _NOT_FINITE, wanted * 0, equal * 0 + 1
+    tl.store(thresholds + group, bits.to(tl.int32))
     stop = tl.where(wanted < equal, 0, size)
     tl.store(tie_stops + group, stop)
     tl.store(integers + TIES, tl.where(wanted < equal, wanted, 0))
-    tl.store(integers + PATTERN, pattern)
+    tl.store(integers + THRESHOLD, bits)

@@ -6,38 +6,38 @@
 import triton
 import triton.language as tl
 
-from spectral_kernels.backends.gpu.triton.blocks import as_float32
+from spectral_kernels.backends.gpu.triton.elementwise import as_float32
 from spectral_kernels.reference import budget as bg
 
 _NOT_FINITE = tl.constexpr(bg.FINITE_BINS << bg.LOW_BITS)
 
 
 @triton.jit
-def row_patterns(row, j, n, COLUMNS: tl.constexpr):
-    """A block of a row of bit patterns from column j on, 0 outside, and what lies inside."""
+def row_bits(row, j, n, COLUMNS: tl.constexpr):
+    """A tile of a row of bits from column j on, 0 outside, and what lies inside."""
     at = j + tl.arange(0, COLUMNS)
     return tl.load(row + at, mask=at < n, other=0).to(tl.uint32, bitcast=True), at < n
 
 
 @triton.jit
 def count_from(row, n, lowest, COLUMNS: tl.constexpr):
-    """How many bit patterns of a row are `lowest` (not 0) or more."""
+    """How many bits of a row are `lowest` (not 0) or more."""
     found = tl.zeros((COLUMNS,), tl.int32)
     j = n * 0
     while j < n:
-        pattern, _ = row_patterns(row, j, n, COLUMNS)
-        found += (pattern >= lowest).to(tl.int32)
+        bits, _ = row_bits(row, j, n, COLUMNS)
+        found += (bits >= lowest).to(tl.int32)
         j += COLUMNS
     return tl.sum(found)
 
 
 @triton.jit(do_not_specialize=["budget"])
 def row_threshold(
-    scores, thresholds, tie_stops, broken, n: tl.int64, budget: tl.int64, COLUMNS: tl.constexpr
+    scores, thresholds, tie_stops, nonfinite, n: tl.int64, budget: tl.int64, COLUMNS: tl.constexpr
 ):
-    """The budget-th largest of a row of bit patterns, and the column just after its last kept tie.
+    """The budget-th largest of a row of bits, and the column just after its last kept tie.
 
-    scores int32 (m, n); thresholds int32, tie_stops int64 and broken int32 (how many patterns are
+    scores int32 (m, n); thresholds int32, tie_stops int64 and nonfinite int32 (how many scores are
     infinite or NaN), (m,) each; a program a row. Bisection, bit by bit: 31 readings of a row, which
     the cache holds. The threshold is 0 where fewer than `budget` scores are positive.
     """
@@ -52,15 +52,15 @@ def row_threshold(
     # The wanted tie stands where the running count of ties first gets there.
     before, ties, j = n * 0, n * 0, n * 0
     while j < n:
-        pattern, inside = row_patterns(row, j, n, COLUMNS)
-        tie = (inside & (pattern == threshold)).to(tl.int32)
+        bits, inside = row_bits(row, j, n, COLUMNS)
+        tie = (inside & (bits == threshold)).to(tl.int32)
         running = ties + tl.cumsum(tie, axis=0)
         before += tl.sum((inside & (running < wanted)).to(tl.int32))
         ties += tl.sum(tie)
         j += COLUMNS
     tl.store(thresholds + i, threshold.to(tl.int32, bitcast=True))
     tl.store(tie_stops + i, tl.minimum(before + 1, n))
-    tl.store(broken + i, count_from(row, n, tl.cast(_NOT_FINITE, tl.uint32), COLUMNS))
+    tl.store(nonfinite + i, count_from(row, n, tl.cast(_NOT_FINITE, tl.uint32), COLUMNS))
 
 
 @triton.jit

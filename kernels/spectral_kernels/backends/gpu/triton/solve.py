@@ -1,8 +1,8 @@
 """Laws solved on the device: `budget`, operation by operation, one program to a group.
 
 Numbers are float64 and int64 and in the order of `budget`, so that the bits are those of the host;
-kernels are launched without fused multiply-add. Lanes sum side by side, and only the sums of
-exponents are added one after the other. Shared arguments: see `histograms`.
+kernels are launched without fused multiply-add. Lanes sum side by side; only the sums of the
+exponents are added in turn. Shared arguments: see `histograms`.
 """
 
 # mypy: ignore-errors
@@ -323,14 +323,14 @@ def moments_under(values, sums, stop):
 
 @triton.jit
 def row_moments_under(row, n, cut, stop, COLUMNS: tl.constexpr):
-    """The same from the bit patterns of a row themselves."""
+    """The same from the bits of a row themselves."""
     s0, s1, s2, s3 = stop * 0, stop * 0, stop * 0, stop * 0
     j = n * 0
     while j < n:
         at = j + tl.arange(0, COLUMNS)
-        pattern = tl.load(row + at, mask=at < n, other=0).to(tl.int64)
-        low = pattern & LOW_MASK
-        found = (pattern > 0) & (pattern >> LOW_BITS == cut) & (low < stop)
+        bits = tl.load(row + at, mask=at < n, other=0).to(tl.int64)
+        low = bits & LOW_MASK
+        found = (bits > 0) & (bits >> LOW_BITS == cut) & (low < stop)
         t0, t1, t2, t3 = moments(found.to(tl.int64), low)
         s0, s1, s2, s3 = s0 + t0, s1 + t1, s2 + t2, s3 + t3
         j += COLUMNS
@@ -345,7 +345,7 @@ def finish_law(
     """laws float32 (groups, 4): C, alpha, beta and scale as `sample` takes them.
 
     `budget.solve_values`, where a bin was refined, and `budget.kernel_parameters`. BY_ROW: `values`
-    are the bit patterns int32 (groups, n) of a row each, and `sums` None.
+    are the bits int32 (groups, n) of a row each, and `sums` None.
     """
     group = tl.program_id(0).to(tl.int64)
     integers, floats = integers + group * INTEGERS, floats + group * FLOATS

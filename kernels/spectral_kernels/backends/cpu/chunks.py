@@ -1,13 +1,13 @@
-"""What every CPU kernel does to one block of a row, in scratch arrays that stay in the L1 cache.
+"""What every CPU kernel does to one chunk of a row, in scratch arrays that stay in the L1 cache.
 
-A block is at most BLOCK consecutive entries of one row. Each step is one plain loop over the block,
-which LLVM vectorises; the flags (kind, base, shape) are tested once a block, so one compiled kernel
-serves the whole table of scores and laws. Products are rounded one by one: Numba does not contract
-to fused multiply-adds unless told to.
+A chunk is at most CHUNK consecutive entries of one row. Each step is one plain loop over the chunk,
+which LLVM vectorises; the flags (kind, base, shape) are tested once a chunk, so one compiled kernel
+serves the whole table of scores and laws. Products are rounded one by one: Numba makes fused
+multiply-adds only where it is told to.
 
-Arrays arrive as slices that start at the block: an index that may be negative, as the compiler sees
-any sum, would turn vector loads into gathers. Storage is told by dtype and `kind`: 16-bit formats
-travel as uint16.
+Arrays arrive as slices that start at the chunk. An index that is a sum may be negative as far as
+the compiler knows, and would turn vector loads into gathers. dtype and `kind` tell the storage:
+16-bit formats travel as uint16.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from numba.extending import overload
 from spectral_kernels.reference.laws import Base, Shape
 from spectral_kernels.reference.stream import KEY_INCREMENTS, MULTIPLIERS, ROUNDS, UNIT, WORD_MASK
 
-BLOCK = 1024
+CHUNK = 1024
 NATIVE, FLOAT16, BFLOAT16 = 0, 1, 2
 
 _MAGNITUDE, _PRINCIPAL = int(Base.MAGNITUDE), int(Base.PRINCIPAL)
@@ -79,10 +79,10 @@ def _load(src, kind, count, a, bits, scratch):
 
 
 @njit(cache=True, error_model="numpy")
-def low_rank_block(left, right, rank, n, i, j, count, b):
+def low_rank_chunk(left, right, rank, n, i, j, count, b):
     """b[:count] = B[i, j:j + count], B = left @ right, summed in order of rank, product by product.
 
-    The order is that of `oracle.low_rank`, so that B has the same bits whatever the block; eight
+    The order is that of `oracle.low_rank`, so that B has the same bits whatever the chunk; eight
     terms at a time, since every term would otherwise load and store b.
     """
     b[:count] = np.float32(0)
@@ -110,9 +110,9 @@ def low_rank_block(left, right, rank, n, i, j, count, b):
 
 @njit(cache=True, error_model="numpy")
 def score(base, a, b, count, b_weight, a_weight, row, column, s):
-    """The scores of entries a, given their low-rank values and column weights: a or s[:count].
+    """The scores of entries a, from their low-rank values b and column weights: a or s[:count].
 
-    The sign of a score means nothing: it is that of the entry, or what a NaN came with.
+    The sign of a score means nothing: it may be that of the entry or of a NaN.
     """
     if base == _MAGNITUDE and column.size == 0 and row == np.float32(1):
         return a
@@ -142,7 +142,7 @@ def score(base, a, b, count, b_weight, a_weight, row, column, s):
 
 @njit(cache=True, error_model="numpy")
 def l1(x, alpha, beta):
-    """x. Of these, g of a shape, `alpha` and `beta` are the parameters."""
+    """x. This and the next are g of each shape; `alpha` and `beta` are its parameters."""
     return x
 
 
@@ -183,8 +183,8 @@ SHAPES = {
 def words(row, first_quad, quads, stream, k0, k1, u):
     """u[:4 * quads]: the words of the stream in a row from column 4 * first_quad on; u is uint32.
 
-    Of the first two rounds only what depends on the column is left in the loop. Words are written
-    in pairs: so they take the fewest vector operations.
+    The loop does only that part of the first two rounds that depends on the column. Words are
+    written in pairs, which takes the fewest vector operations.
     """
     pairs = u.view(np.uint64)
     c1, c2 = np.uint64(row) & _MASK, np.uint64(row) >> _HALF_WORD
@@ -218,8 +218,8 @@ def draw_and_store(shape, law, src, count, a, s, u, rescale, kind, out, t, scrat
     """out = src where its draw is under t = min(floor(C g(s * scale)), 2^24), else 0.
 
     A kept entry is divided by t / 2^24 if `rescale`; returns how many are kept. `law` is (C, alpha,
-    beta, scale), u the words of the entries, t and scratch room. `shape` is a constant
-    of the call: each shape has its own loop, in which the memory is read and written at once.
+    beta, scale), u the words of the entries; t and scratch are room. `shape` is a constant of the
+    call: each shape has a loop of its own, which reads and writes the memory at once.
     """
     raise RuntimeError("only compiled code calls this; its overloads are below")
 

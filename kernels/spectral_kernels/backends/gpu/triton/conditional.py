@@ -1,7 +1,7 @@
-"""Passes over the matrix that take their orders from device memory.
+"""Passes over the matrix that are made only where the device found that they are needed.
 
-They wrap the kernels of `kernels`, whose arguments they share: where the device found that a pass
-is not needed, its programs end at once. The group is the whole matrix.
+They wrap the kernels of `kernels`, whose arguments they share, and read from device memory what to
+do. Where a pass is not needed, its programs end at once. The group is the whole matrix.
 """
 
 # mypy: ignore-errors
@@ -10,19 +10,19 @@ is not needed, its programs end at once. The group is the whole matrix.
 import triton
 import triton.language as tl
 
-from spectral_kernels.backends.gpu.triton.blocks import as_float32
+from spectral_kernels.backends.gpu.triton.elementwise import as_float32
 from spectral_kernels.backends.gpu.triton.histograms import (
     BINS,
     CUT,
     LOW_BITS,
     LOW_MASK,
-    PATTERN,
+    THRESHOLD,
     TIES,
 )
 from spectral_kernels.backends.gpu.triton.kernels import (
     PACKED_LOW,
+    bits_of,
     count_between,
-    patterns_of,
     refine,
     scored_tile,
 )
@@ -59,11 +59,11 @@ def count_ties(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, DEPTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`count_between` of the threshold's pattern, where its ties are cut; else nothing."""
+    """`count_between` of the threshold's bits, where its ties are cut; else nothing."""
     if tl.load(integers + TIES) > 0:
-        pattern = tl.load(integers + PATTERN)
+        bits = tl.load(integers + THRESHOLD)
         count_between(
-            src, table, pattern, pattern, m, units, strip, left, right, b_weight, a_weight,
+            src, table, bits, bits, m, units, strip, left, right, b_weight, a_weight,
             row, column, UNIT, BASE, WHOLE_ROWS, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
 
@@ -105,22 +105,24 @@ def find_tie(
             src, i, last, n, j0, 0, left, right, b_weight, a_weight, row, column,
             BASE, ROWS, COLUMNS, DEPTH, DEPTHS, PRECISION,
         )  # fmt: skip
-        pattern = tl.load(integers + PATTERN).to(tl.uint32)
-        tie = tl.reshape((inside & (patterns_of(s) == pattern)).to(tl.int64), (ROWS * COLUMNS,))
+        bits = tl.load(integers + THRESHOLD).to(tl.uint32)
+        tie = tl.reshape((inside & (bits_of(s) == bits)).to(tl.int64), (ROWS * COLUMNS,))
         place = tl.reshape(tl.broadcast_to(offsets, (ROWS, COLUMNS)), (ROWS * COLUMNS,))
         hit = (tie > 0) & (tl.cumsum(tie, axis=0) == wanted)
         tl.store(tie_stops, tl.sum(tl.where(hit, place, 0)) + 1)
 
 
 @triton.jit
-def count_not_finite(src, found, laws, size: tl.int64, GATED: tl.constexpr, ENTRIES: tl.constexpr):
+def count_not_finite(
+    src, found, laws, size: tl.int64, CONDITIONAL: tl.constexpr, ENTRIES: tl.constexpr
+):
     """found int64 (1,) gets the number of entries added that are NaN or infinite as float32.
 
-    GATED: only where a law of laws float32 (programs' axis 1, 4) scales by 2^-100 or less, so that
-    A / p may have overflowed. Moves one read of the matrix.
+    CONDITIONAL: only where the law in laws float32 (1, 4) scales by 2^-100 or less, so that A / p
+    may have overflowed. Moves one read of the matrix.
     """
     needed = True
-    if GATED:
+    if CONDITIONAL:
         needed = tl.load(laws + 3) <= 2.0**-100
     if needed:
         count = tl.zeros((ENTRIES,), tl.int32)
@@ -128,7 +130,7 @@ def count_not_finite(src, found, laws, size: tl.int64, GATED: tl.constexpr, ENTR
         while start < size:
             at = start + tl.arange(0, ENTRIES)
             a = as_float32(tl.load(src + at, mask=at < size, other=0.0))
-            count += (patterns_of(tl.abs(a)) >= _NOT_FINITE).to(tl.int32)
+            count += (bits_of(tl.abs(a)) >= _NOT_FINITE).to(tl.int32)
             start += tl.num_programs(0).to(tl.int64) * ENTRIES
         bad = tl.sum(count)
         if bad > 0:
@@ -137,13 +139,13 @@ def count_not_finite(src, found, laws, size: tl.int64, GATED: tl.constexpr, ENTR
 
 @triton.jit
 def row_histogram(scores, table, n: tl.int64, COLUMNS: tl.constexpr):
-    """Packed histograms int64 (rows, 8192) of bit patterns int32 (rows, n); a program a row."""
+    """Packed histograms int64 (rows, 8192) of bits int32 (rows, n); a program a row."""
     i = tl.program_id(0).to(tl.int64)
     j = n * 0
     while j < n:
         at = j + tl.arange(0, COLUMNS)
-        pattern = tl.load(scores + i * n + at, mask=at < n, other=0).to(tl.uint32, bitcast=True)
-        packed = (pattern & LOW_MASK).to(tl.int64) + _PACKED_ONE
-        bin_of = table + i * BINS + (pattern >> LOW_BITS)
-        tl.atomic_add(bin_of, packed, mask=pattern > 0, sem="relaxed")
+        bits = tl.load(scores + i * n + at, mask=at < n, other=0).to(tl.uint32, bitcast=True)
+        packed = (bits & LOW_MASK).to(tl.int64) + _PACKED_ONE
+        bin_of = table + i * BINS + (bits >> LOW_BITS)
+        tl.atomic_add(bin_of, packed, mask=bits > 0, sem="relaxed")
         j += COLUMNS

@@ -1,11 +1,12 @@
-"""What every Triton kernel does to a block of loaded values: pure functions, no loads or stores.
+"""What every Triton kernel does to loaded values: pure functions, no loads or stores.
 
-They mirror `oracle`, product by product. Kernels are launched without fused multiply-add
-contraction, so each product is rounded; the one place that wants fused operations, `quotient`,
-asks for them by name.
+They mirror `oracle`, product by product. Kernels are launched without contraction to fused
+multiply-adds, so each product is rounded. `quotient` needs fused operations, and asks for them by
+name.
 
-Under Triton's interpreter (TRITON_INTERPRET=1) the same functions run in NumPy. It has no fused
-multiply-add and cuts bfloat16 instead of rounding it, so two of them say there what they mean.
+Under Triton's interpreter (TRITON_INTERPRET=1) the same functions run in NumPy, which has no fused
+multiply-add and cuts bfloat16 instead of rounding it. There `rescaled` divides and `as_type`
+rounds by other means.
 """
 
 import triton
@@ -14,7 +15,7 @@ import triton.language as tl
 from spectral_kernels.reference.laws import Base, Shape
 from spectral_kernels.reference.stream import KEY_INCREMENTS, MULTIPLIERS, ROUNDS, UNIT
 
-#: Whether the interpreter runs these functions; settled when this module is imported.
+#: Whether the interpreter runs these functions; read once, when this module is imported.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 _M0, _M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
