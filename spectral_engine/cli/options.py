@@ -19,7 +19,8 @@ def require_writable(path: Path, *, image: bool = False) -> None:
     """Refuse a file that cannot be written at the end, before the work begins.
 
     Raises:
-        FileNotFoundError: its folder is not there. ValueError: no name of an image, for one.
+        FileNotFoundError: its folder is missing.
+        ValueError: `image`, and the name has the ending of no image.
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a folder to write to; {path.parent} is none")

@@ -50,11 +50,18 @@ _CHUNK = 1 << 20
 
 
 def read_idx(path: str | Path | Traversable) -> UInt8:
-    """The array of unsigned bytes in the idx file `path`, gzipped or not; owned and writable.
+    """The array of unsigned bytes in an idx file.
 
-    Raises ValueError, naming the file, for a wrong magic number, another entry type, no entries,
-    fewer or more bytes than the header announces, or a damaged gzip stream; OSError for a file that
-    cannot be opened.
+    Args:
+        path: the file, gzipped or not.
+
+    Returns:
+        The array, in memory of its own and writable.
+
+    Raises:
+        ValueError: names the file; a wrong magic number, another entry type, no entries, fewer or
+            more bytes than the header announces, or a damaged gzip stream.
+        OSError: the file cannot be opened.
     """
     source = Path(path) if isinstance(path, str) else path
     with source.open("rb") as raw:
@@ -101,11 +108,19 @@ def _parse(stream: IO[bytes], source: Path | Traversable) -> UInt8:
 def load_idx_folder(
     folder: str | Path | Traversable = DEFAULT_FOLDER, split: Split = "train"
 ) -> tuple[UInt8, UInt8]:
-    """Images (N, height, width) and labels (N,) of one split of an MNIST-style folder.
+    """Images and labels of one split of an MNIST-style folder.
 
-    The folder holds {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte, each with
-    or without .gz. Raises ValueError for an unknown split or for files that do not fit each other,
-    FileNotFoundError, which says how to get the files, where one is missing.
+    Args:
+        folder: with {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte, each with or
+            without .gz.
+        split: "train" or "test".
+
+    Returns:
+        Images (N, height, width) and labels (N,), of unsigned bytes.
+
+    Raises:
+        ValueError: an unknown split, or files that do not fit each other.
+        FileNotFoundError: a file is missing; says how to get it.
     """
     if split not in _PREFIXES:
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
@@ -140,9 +155,15 @@ def fashion_mnist_test() -> tuple[UInt8, UInt8]:
 
 
 def to_tensors(images: UInt8, labels: UInt8) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a network takes: float32 images of zero mean and unit variance, and int64 labels.
+    """Images and labels as a network takes them.
 
-    Shapes are kept. The normalisation is that of the training set's pixels, for every split.
+    Args:
+        images: unsigned bytes of any shape.
+        labels: unsigned bytes of any shape.
+
+    Returns:
+        float32 images, normalised by the mean and deviation of the training set's pixels whatever
+        the split, and int64 labels; shapes are kept.
     """
     pixels = torch.from_numpy(images).to(torch.float32)
     return (pixels / 255 - PIXEL_MEAN) / PIXEL_STD, torch.from_numpy(labels).to(torch.int64)

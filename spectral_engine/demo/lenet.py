@@ -15,12 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from spectral_engine._util.checks import integer
+
 #: The shipped checkpoint, inside the package.
 CHECKPOINT = files(__package__) / "assets" / "lenet300100-fashion-mnist.safetensors"
 
 
 class LeNet300100(nn.Module):
-    """784-300-100-10 with ReLU; images (N, 28, 28) or (N, 784) to logits (N, 10)."""
+    """The network 784-300-100-10 with ReLU: images (N, 28, 28) or (N, 784) to logits (N, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,17 +61,26 @@ def pretrained_metadata() -> dict[str, Any]:
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 2000) -> float:
-    """The fraction, in [0, 1], of images (N, ...) that `model` puts into their class, labels (N,).
+    """The fraction of images that a model puts into their class.
 
-    The model's mode is left as it is. Raises ValueError where the two lengths differ or are zero.
+    Args:
+        model: images to logits (N, classes); its mode is left as it is.
+        images: (N, ...).
+        labels: (N,).
+        batch_size: images that go through the model at a time.
+
+    Returns:
+        The fraction, in [0, 1].
+
+    Raises:
+        ValueError: the two lengths differ or are zero; `batch_size` is below 1.
     """
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
             "labels: expected one for each image and at least one, "
             f"got {len(labels)} labels for {len(images)} images"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    batch_size = integer("batch_size", batch_size, least=1)
     correct = 0
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):

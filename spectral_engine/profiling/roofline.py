@@ -10,7 +10,14 @@ from spectral_engine.profiling.records import Profile
 
 
 def plot_roofline(profile: Profile, path: Path) -> Path:
-    """Operations a second against operations a byte, under the two measured ceilings.
+    """Draw operations a second against operations a byte, under the two measured ceilings.
+
+    Args:
+        profile: of one run.
+        path: the image file.
+
+    Returns:
+        The path.
 
     Source: Williams, Waterman and Patterson, CACM 52(4), 2009.
     """

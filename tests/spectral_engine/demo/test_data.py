@@ -198,7 +198,7 @@ def test_accuracy_refuses_bad_input():
         accuracy(model, images, torch.zeros(3))
     with pytest.raises(ValueError, match=r"labels: .* got 0 labels for 0 images"):
         accuracy(model, images[:0], torch.zeros(0))
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size: expected at least 1; got 0"):
         accuracy(model, images, torch.zeros(2), batch_size=0)
 
 
