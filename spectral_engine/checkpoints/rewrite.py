@@ -30,11 +30,18 @@ _FORMATS: dict[str, Callable[[Path], CheckpointFile]] = {
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a weight file, or a folder of them, to read one tensor at a time.
 
-    `path`: a .safetensors file; a Hugging Face style folder; a .pt, .pth, .bin or .ckpt file that
-    holds a state dict, read without running any code of its pickle; or an .npz file.
+    Args:
+        path: a .safetensors file; a Hugging Face style folder; a .pt, .pth, .bin or .ckpt file
+            that holds a state dict, whose pickle is taken apart and never run; or an .npz file.
+            A folder that a killed run has left aside is put back first.
 
-    Raises CheckpointError (a ValueError) for a file that is truncated, corrupt or hostile,
-    ValueError for another suffix, OSError where the system cannot read.
+    Returns:
+        The checkpoint; close it, or use it in a `with` block.
+
+    Raises:
+        CheckpointError: a ValueError; the file is truncated, corrupt or hostile.
+        ValueError: another suffix, or a path that the system cannot name.
+        OSError: the system cannot read it.
     """
     path = _existing(path, "path")
     return Folder(path) if path.is_dir() else _open_file(path)
@@ -48,26 +55,28 @@ def rewrite(
     select: Collection[str] | None = None,
     force: bool = False,
 ) -> None:
-    """Write `source` to `target` with each tensor as `transform(name, tensor)` returns it.
+    """Write a checkpoint again with each tensor as `transform(name, tensor)` returns it.
 
-    `source` is a path, or a checkpoint that `open_checkpoint` opened and that stays open.
+    A folder gives a folder with the same files, those that hold no weights copied as they are; a
+    file gives a file of its own format, or safetensors. Of a training checkpoint written as
+    safetensors only the state dict is kept. The target appears whole or not at all.
 
-    `transform` gets a private copy and returns a tensor of the same shape and dtype, or None to
-    keep the stored bytes. It is asked in the order of the target, and not for a dtype that torch
-    lacks. Tensors that share their memory are asked for once, under the first of their names.
-    With `select`, it is asked for these names only; the other tensors of a safetensors file are
-    copied in chunks without being loaded.
+    Args:
+        source: a path, or a checkpoint that `open_checkpoint` opened and that stays open.
+        target: a path, which may be the source itself.
+        transform: gets a private copy and returns a tensor of the same shape and dtype, or None
+            to keep the stored bytes. It is asked in the order of the target, once for tensors
+            that share their memory (under the first of their names), and neither for a dtype
+            that torch lacks nor where `reason_to_keep` has a reason.
+        select: ask for these names only; the other tensors are copied without being loaded.
+        force: replace a target that exists: a file by a file, a checkpoint folder by a folder.
 
-    A folder gives a folder with the same files, those that hold no weights copied as they are;
-    a file gives a file of its own format, or safetensors. Of a training checkpoint written as
-    safetensors only the state dict is kept.
-
-    The target appears whole or not at all. An existing one is a FileExistsError without `force`;
-    with it, a file is replaced by a file and a checkpoint folder by a folder, and the target may
-    be the source itself.
-
-    Raises what `open_checkpoint` raises; ValueError or TypeError, with the tensor's name, for a
-    result of another shape, dtype or kind; ValueError for names in `select` that are not there.
+    Raises:
+        CheckpointError, OSError: as `open_checkpoint`.
+        FileExistsError: the target exists, and `force` is not given.
+        ValueError: names in `select` that are not there or cannot be edited; a result of another
+            shape or dtype, with the tensor's name.
+        TypeError: a result of another kind.
     """
     target = Path(os.path.abspath(_path(target, "target")))
     with (

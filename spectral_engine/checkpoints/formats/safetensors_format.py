@@ -149,10 +149,18 @@ class SafetensorsFile(CheckpointFile):
 
 
 def write_safetensors(source: CheckpointFile, file: BinaryIO, edit: Edit) -> None:
-    """Write any checkpoint as safetensors to an empty file open to read and write.
+    """Write any checkpoint as safetensors.
 
     Wide dtypes come first, so that every tensor is aligned. Tied tensors are edited once and
     stored once a name: safetensors has no notion of sharing, and any loader finds every name.
+
+    Args:
+        source: the checkpoint.
+        file: empty, open to read and write.
+        edit: gives the new value of a tensor, or None to keep it.
+
+    Raises:
+        CheckpointError: the format cannot hold an entry, a dtype or a name.
     """
     names = sorted(source.names, key=lambda name: -_torch_dtype(source, name).itemsize)
     if source.non_tensors():

@@ -243,7 +243,9 @@ class TorchFile(CheckpointFile):
             return len(
                 found
             ), "{count} weights that are the memory of the first set, and change with it"
-        return len(found), "a second set of {count} weights, kept as it is"
+        return len(
+            found
+        ), "a second set of {count} weights, not changed (nor written to safetensors)"
 
 
 def _ends(name: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ Source: Python's pickletools; `torch._weights_only_unpickler`, for the globals o
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,10 @@ class Unpickled:
         self._stack: list[object] = []
         self._memo: dict[int, object] = {}
         self._allowed = user_globals()
-        for opcode, argument, _ in pickletools.genops(file):
-            self._step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Escapes in damaged names.
+            for opcode, argument, _ in pickletools.genops(file):
+                self._step(opcode.name, argument)
         self.value = self._pop()
 
     def _step(self, name: str, argument: object) -> None:

@@ -37,7 +37,7 @@ def other_weights(container, path: Path) -> dict[str, str]:
 def test_second_set_of_weights_is_told_of(beside, name, tmp_path):
     """Catches an average or a teacher that stays dense beside pruned weights without a word."""
     found = other_weights({"state_dict": WEIGHTS, **beside}, tmp_path / "in.pt")
-    assert found == {name: "a second set of 1 weights, kept as it is"}
+    assert found == {name: "a second set of 1 weights, not changed (nor written to safetensors)"}
     rewrite(tmp_path / "in.pt", tmp_path / "out.pt", lambda name, tensor: 2 * tensor)
     result = torch.load(tmp_path / "out.pt", weights_only=True)
     assert torch.equal(result["state_dict"]["fc.weight"], 2 * WEIGHTS["fc.weight"])
