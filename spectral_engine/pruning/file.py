@@ -1,32 +1,26 @@
 """Prune a checkpoint on disk, one tensor in memory at a time."""
 
-import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from spectral_engine._util.checks import boolean, integer
-from spectral_engine._util.globs import matches
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.selector import RecipeSelector
+from spectral_engine.matrix.errors import batch_errors
 from spectral_engine.pruning.plan import Candidate, Plan, share_out
 from spectral_engine.pruning.report import LayerReport, PruneReport, layer_report
+from spectral_engine.pruning.tensors import TensorLayer, tensors_of
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
 from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.sparsifying.stacks import sparsify_layer
-
-#: A file does not tell an embedding from a linear layer; these names do, and are left alone
-#: unless `targets` asks for them.
-EMBEDDINGS = ("*embed*", "*wte.weight", "*wpe.weight")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def prune_file(
@@ -44,17 +38,19 @@ def prune_file(
 ) -> PruneReport:
     """Write a pruned copy of a weight file or a Hugging Face style folder.
 
-    Every tensor with two or more dimensions is pruned, embeddings (by their names) only where
-    `targets` names them. Order, dtypes, metadata and all other files stay as they are; the target
-    appears whole or not at all. A budget that layers share by what is in them reads every tensor
-    twice.
+    A tensor is judged as `prune` would judge it in its model, where config.json names one that
+    transformers knows, and by its name and shape elsewhere; the report says which. Embeddings are
+    pruned only where `targets` names them, and what belongs to a quantised weight never. Order,
+    dtypes, metadata and all other files stay as they are; the target appears whole or not at all. A
+    budget that layers share by what is in them reads every tensor twice.
 
     Args:
         source: .safetensors, .pt, .pth, .bin, .npz or a folder; no code of a pickle is run.
         target: a file of the same format or .safetensors; a folder for a folder.
         recipe, sparsity, seed, measure, progress: as for `prune`; a recipe that needs calibration
             inputs is refused.
-        targets, ignore: globs over tensor names, with or without ".weight", or "re:...".
+        targets, ignore: globs over tensor names, with or without ".weight", or "re:..."; class
+            names too where the model is known.
         force: replace an existing target.
 
     Returns:
@@ -80,26 +76,33 @@ def prune_file(
     with open_checkpoint(source) as checkpoint:
         plan = plan_checkpoint(checkpoint, recipes, targets, ignore)
         report = PruneReport(
-            recipes, plan.requested, seed, skipped=[*plan.skipped], unmatched=[*plan.unmatched]
-        )
+            recipes, plan.requested, seed, skipped=[*plan.skipped],
+            unmatched=[*plan.unmatched], notes=[plan.note],
+        )  # fmt: skip
         with reporting(progress, "pruning", len(plan.assigned)) as show:
 
             def transform(name: str, weight: torch.Tensor) -> torch.Tensor:
-                pruned, row = _pruned(plan, name, weight, seed, measure, str(source))
-                report.layers.append(row)
-                show(row)
-                return pruned
+                for layer in plan.by_tensor[name]:
+                    row = _prune_in(plan, layer, weight, seed, measure)
+                    report.layers.append(row)
+                    show(row)
+                return weight
 
-            rewrite(checkpoint, target, transform, select=plan.assigned, force=force)
+            rewrite(checkpoint, target, transform, select=plan.by_tensor, force=force)
     report.seconds = time.perf_counter() - start
     return report
 
 
 @dataclass(frozen=True)
 class FilePlan(Plan):
-    """The plan for a checkpoint; `shared_with` are the other names of a tensor's memory."""
+    """The plan for a checkpoint: its layers by the tensor that they are in, and how it was judged.
 
-    shared_with: Mapping[str, tuple[str, ...]]
+    path: of the checkpoint, for messages.
+    """
+
+    by_tensor: Mapping[str, Sequence[TensorLayer]]
+    note: str
+    path: str
 
 
 def plan_checkpoint(
@@ -107,67 +110,63 @@ def plan_checkpoint(
 ) -> FilePlan:
     """The plan for an open checkpoint; nothing is read but what the budget needs.
 
-    Tensors of fewer than two dimensions are not spoken of.
-
     Raises:
         TypeError, ValueError: name the argument or the tensor, what was expected and what came.
     """
     selector = RecipeSelector(recipes, targets, ignore)
+    tensors = tensors_of(checkpoint)
+    skipped = list(tensors.left)
     candidates: list[Candidate] = []
-    shared_with: dict[str, tuple[str, ...]] = {}
-    skipped = []
-    for first, names in _by_memory(checkpoint).items():
-        called = [*names, *(name.removesuffix(".weight") for name in names)]
-        opt_in = "looks like an embedding" if any(map(_looks_like_embedding, names)) else ""
-        reason = selector.reason_against(called, opt_in=opt_in)
-        shape = checkpoint.shape(first)
-        if checkpoint.dtype(first) not in _DTYPES:
-            reason = f"{str(checkpoint.dtype(first)).removeprefix('torch.')} is not pruned"
-        elif math.prod(shape) == 0:
-            reason = "empty"
-        reason = checkpoint.reason_to_keep(first) or reason
+    by_tensor: dict[str, list[TensorLayer]] = {}
+    for layer in tensors.layers:
+        choice = (layer.called, layer.classes, layer.view.opt_in)
+        reason = selector.reason_against(*choice)
         if reason is not None:
-            skipped.append(Skipped(first, reason))
+            skipped.append(Skipped(layer.name, reason))
             continue
-        shared_with[first] = tuple(names[1:])
-        index = selector.recipe_of(called, opt_in=opt_in)
-        matrix = (shape[0], math.prod(shape[1:]))
-        load = partial(checkpoint.read, first)
-        candidates.append(Candidate(first, load, shape, matrix, 1, index))
+        by_tensor.setdefault(layer.tensor, []).append(layer)
+        candidates.append(_candidate(checkpoint, layer, selector.recipe_of(*choice)))
     skipped += [Skipped(name, reason) for name, reason in checkpoint.other_weights().items()]
     if not candidates:
         raise ValueError(
             f"targets: nothing to prune in {checkpoint.path} with {selector}; expected globs or "
-            "'re:...' over tensor names (a file knows no class names)"
+            f"'re:...' over tensor names ({tensors.note})"
         )
     assigned, requested = share_out(recipes, candidates, str(checkpoint.path))
-    return FilePlan(recipes, assigned, requested, skipped, selector.unmatched, shared_with)
+    return FilePlan(
+        recipes, assigned, requested, skipped, selector.unmatched, by_tensor, tensors.note,
+        str(checkpoint.path),
+    )  # fmt: skip
 
 
-def _pruned(
-    plan: FilePlan, name: str, weight: torch.Tensor, seed: int, measure: bool, where: str
-) -> tuple[torch.Tensor, LayerReport]:
-    """A tensor, pruned, and its row."""
-    recipe, sparsity = plan.assigned[name]
+def _candidate(checkpoint: Checkpoint, layer: TensorLayer, recipe: int) -> Candidate:
+    shape = layer.matrices(torch.empty(checkpoint.shape(layer.tensor), device="meta")).shape
+
+    def load() -> torch.Tensor:
+        return layer.matrices(checkpoint.read(layer.tensor))
+
+    stacked = shape[0] if layer.view.batch else 1
+    return Candidate(layer.name, load, layer.shape, (shape[-2], shape[-1]), stacked, recipe)
+
+
+def _prune_in(
+    plan: FilePlan, layer: TensorLayer, weight: torch.Tensor, seed: int, measure: bool
+) -> LayerReport:
+    """Prune a layer in its tensor, in place; its row."""
+    recipe, sparsity = plan.assigned[layer.name]
+    matrices = layer.matrices(weight)
     try:
-        out = sparsify_layer(weight.flatten(1), name, recipe, sparsity, seed=seed)
+        out = sparsify_layer(matrices, layer.name, recipe, sparsity, seed=seed)
     except ValueError as error:
-        raise ValueError(f"{where}: tensor {name!r}: {error}") from error
+        raise ValueError(f"{plan.path}: tensor {layer.name!r}: {error}") from error
+    errors = None
+    if measure:
+        batch = layer.view.batch
+        errors = batch_errors(matrices, out.weight) if batch else out.report.errors
     row = layer_report(
-        name, weight, out.report, out.report.errors if measure else None, plan.shared_with[name],
+        layer.name, layer.entries(weight), out.report, errors, layer.shared_with,
         recipe=plan.recipes.index(recipe),
     )  # fmt: skip
-    return out.weight.reshape(weight.shape), row
-
-
-def _by_memory(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """The tensors of two dimensions or more: the first name of each, and all its names."""
-    shared: dict[str, list[str]] = {}
-    for name in checkpoint.names:
-        if len(checkpoint.shape(name)) >= 2:
-            shared.setdefault(checkpoint.tied_to(name) or name, []).append(name)
-    return shared
-
-
-def _looks_like_embedding(name: str) -> bool:
-    return any(matches(pattern, [name.lower()]) for pattern in EMBEDDINGS)
+    entries = layer.entries(weight)
+    entries.copy_(out.weight.reshape(entries.shape))
+    return row
