@@ -67,7 +67,8 @@ def fused(a: Floats, b: Floats, c: Floats) -> Floats:
     inexact = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
     outwards = (lost > 0) == (total > 0)
     bits = np.where(inexact, np.where(outwards, bits + 1, bits - 1), bits)
-    return bits.view(np.float64).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return bits.view(np.float64).astype(np.float32)
 
 
 def _fused_double(a: float, b: float, c: float) -> float:

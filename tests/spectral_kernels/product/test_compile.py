@@ -1,0 +1,86 @@
+"""Machine code for processors and GPUs that are not there."""
+
+import sys
+
+import pytest
+
+from tests.support.processes import run_python
+
+TRITON = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from spectral_kernels.product.gpu import kernels
+targets = {
+    "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32), "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+target = targets[sys.argv[1]]
+pointers = {"bits": "*u8", "offsets": "*i64"}
+for dtype in ("fp16", "bf16", "fp32", "fp64"):
+    for kernel, sides in ((kernels.product, 1), (kernels.product, 16), (kernels.unpack, 0)):
+        constants = {"COLUMNS": 2048 // max(sides, 1)}
+        if sides:
+            constants |= {"SIDES": sides, "DOUBLE": dtype == "fp64"}
+        signature = {}
+        for parameter in kernel.params:
+            name = parameter.name
+            kind = parameter.annotation_type or pointers.get(name, "*" + dtype)
+            signature[name] = "constexpr" if name in constants else kind
+        source = ASTSource(kernel, signature, constants)
+        compiled = triton.compile(source, target=target, options={"num_warps": 4})
+        code = compiled.asm["cubin" if target.backend == "cuda" else "hsaco"]
+        print(dtype, kernel.__name__, sides, len(code) > 0)
+"""
+
+#: The kernels' own LLVM code, given to LLVM for a server with AVX-512.
+AVX512 = """
+import sys
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba import types
+from spectral_kernels.product.cpu import kernels
+elements = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16}
+element = elements[sys.argv[1]]
+sums = types.float64[::1] if element == types.float64 else types.float32[::1]
+values, bits, table = (kind[::1] for kind in (element, types.uint8, types.uint16))
+signature = (
+    values, types.int64, bits, types.int64[::1], types.int64, table, sums, types.int64, sums,
+    types.int64, types.int64, types.int64,
+)
+kernels.some_rows.compile(signature)
+code = kernels.some_rows.inspect_llvm(signature)
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+module = llvm.parse_assembly(code)
+machine = llvm.Target.from_triple(module.triple).create_target_machine(
+    cpu="icelake-server", opt=3, reloc="pic", codemodel="large"
+)
+text = machine.emit_assembly(module)
+for name in ("vexpandps", "vexpandpd", "vpexpandw", "vfmadd", "popcnt"):
+    print(name, text.count(name))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_triton_kernels_compile(target: str) -> None:
+    """A construct that one compiler, NVIDIA's or AMD's, does not take."""
+    lines = run_python("-c", TRITON, target).splitlines()
+    assert len(lines) == 12
+    assert all(line.endswith("True") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "instruction"),
+    [("float32", "vexpandps"), ("float64", "vexpandpd"), ("bfloat16", "vpexpandw")],
+)
+def test_avx512_expands_in_one_instruction(dtype: str, instruction: str) -> None:
+    """An expanding load that LLVM takes apart into sixteen conditional ones."""
+    lines = run_python("-c", AVX512, dtype).splitlines()
+    found = {name: int(count) for name, count in (line.split() for line in lines)}
+    # Four or eight groups of each word in every kernel of 1, 2, 4 and 8 right-hand sides.
+    assert found[instruction] >= 16
+    assert found["vfmadd"] >= 16

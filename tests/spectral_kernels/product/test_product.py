@@ -1,0 +1,180 @@
+"""The CPU's products: every way the oracle's bits, whatever the threads, the shape, the memory."""
+
+import sys
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spectral_kernels.product import oracle, pack, prepare
+from spectral_kernels.product.cpu import operator as cpu
+
+from tests.support.processes import run_python
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+UNIT = {torch.float64: 2.0**-53}
+
+
+def sparse(shape: tuple[int, int], keep: float, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    A = np.where(rng.random(shape) < keep, rng.standard_normal(shape), 0.0)
+    return torch.tensor(A).to(dtype)
+
+
+def expected_of(A: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+    """The oracle's product; bfloat16, which NumPy does not know, is exact in float32."""
+    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (A, X)]
+    return torch.tensor(oracle.product(*(t.numpy() for t in wide))).to(X.dtype)
+
+
+def all_ways(dtype: torch.dtype) -> list[str]:
+    """The processor's own; and AVX-512's, which LLVM can do without the instructions."""
+    return [*cpu.ways(str(dtype).removeprefix("torch.")), cpu.AVX512]
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[expected.element_size()]
+    nan = found.isnan() & expected.isnan()
+    assert torch.equal(found.view(size).where(~nan, 0), expected.view(size).where(~nan, 0))
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 700), st.sampled_from([0.0, 0.05, 0.3, 0.5, 1.0]),
+    st.integers(1, 16), st.sampled_from(DTYPES), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_every_way_gives_the_bits_of_the_oracle(
+    m: int, n: int, keep: float, sides: int, dtype: torch.dtype, seed: int
+) -> None:
+    """A value at another column, a tail of a row, of a word or of right-hand sides left out, sums
+    in another order, a product rounded before it is added.
+    """
+    A, X = sparse((m, n), keep, dtype, seed), sparse((sides, n), 0.9, dtype, seed + 1)
+    if dtype == torch.float64:  # whose oracle is slow
+        A, X = A[:3, :150], X[:2, :150]
+    packed, expected = pack(A), expected_of(A, X)
+    for way in all_ways(dtype):
+        for columns in (False, True):
+            same(cpu.Runner(packed, columns, way)(X), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_bound_of_the_sum(dtype: torch.dtype) -> None:
+    """Sums in the values' own 16 bits, or an oracle that is wrong itself."""
+    A, X = sparse((64, 3000), 0.4, dtype), sparse((5, 3000), 1.0, dtype, 1).double()
+    found = prepare(pack(A))(X)
+    exact = X @ A.double().T
+    unit = UNIT.get(dtype, 2.0**-24)
+    terms = -(-3000 // 32) + 6  # in a lane, and in the tree
+    # X itself is rounded to float32 first.
+    bound = (terms + 1) * unit * (X.abs() @ A.double().abs().T)
+    assert ((found - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("columns", [False, True])
+def test_threads_give_the_same_bits(dtype: torch.dtype, columns: bool) -> None:
+    """Rows shared between threads, a row handed out twice or not at all."""
+    A, X = sparse((1111, 1000), 0.3, dtype), sparse((13, 1000), 1.0, dtype, 1)
+    run, allowed = cpu.Runner(pack(A), columns), numba.get_num_threads()
+    many = run(X)
+    numba.set_num_threads(1)
+    try:
+        one = run(X)
+    finally:
+        numba.set_num_threads(allowed)
+    same(many, one)
+    for side in range(13):
+        same(run(X[side]), many[side])
+
+
+@pytest.mark.parametrize("way", [cpu.PLAIN, cpu.AVX2, cpu.AVX512])
+def test_what_is_not_stored_is_not_multiplied(way: str) -> None:
+    """An infinity in x that becomes NaN in rows without an entry there; NaN hidden from others."""
+    if way not in all_ways(torch.float32):
+        pytest.skip(f"this processor has no {way}")
+    A = torch.zeros(3, 100)
+    A[0, 3], A[1, 50], A[2, 3] = 2.0, 3.0, torch.nan
+    X = torch.ones(100)
+    X[50] = torch.inf
+    found = cpu.Runner(pack(A), False, way)(X)
+    torch.testing.assert_close(found, torch.tensor([2.0, torch.inf, torch.nan]), equal_nan=True)
+
+
+def test_minus_zero() -> None:
+    """A stored -0 that makes a sum -0 in one way and 0 in another."""
+    A = torch.tensor([[-0.0, 0.0], [1.0, -1.0]])
+    for way in all_ways(torch.float32):
+        found = cpu.Runner(pack(A), False, way)(torch.tensor([[1.0, 1.0], [-1e-45, 0.0]]))
+        assert not torch.signbit(found[:, 0]).any()
+
+
+def test_many_right_hand_sides() -> None:
+    """A decoded tile put at other rows, or its padding multiplied."""
+    for dtype in (torch.bfloat16, torch.float32):
+        A, X = sparse((1500, 777), 0.3, dtype), sparse((33, 777), 1.0, dtype, 1)
+        found = cpu.Runner(pack(A))(X).double()
+        exact = X.double() @ A.double().T
+        bound = 777 * 2.0**-24 * (X.double().abs() @ A.double().abs().T) + exact.abs() * 2.0**-8
+        assert ((found - exact).abs() <= bound).all()
+
+
+def test_kinds_and_dimensions() -> None:
+    """Leading dimensions lost, another kind or dtype returned, y of a NumPy x a tensor."""
+    A = sparse((6, 40), 0.5, torch.float32)
+    run, plain = prepare(pack(A)), prepare(pack(A.numpy()))
+    X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
+    found = run(X)
+    assert found.shape == (2, 3, 6)
+    np.testing.assert_array_equal(plain(X.numpy()), found.numpy())
+    assert plain(X.numpy()[0, 0].astype(np.float16)).dtype == np.float16
+    same(run(X.transpose(0, 1)), found.transpose(0, 1).contiguous())
+    assert run(X.bfloat16()).dtype == torch.bfloat16
+    assert run(X[:0]).shape == (0, 3, 6)
+    with pytest.raises(ValueError, match=r"x: expected \(\.\.\., 40\); got \(6,\)"):
+        run(torch.zeros(6))
+    with pytest.raises(TypeError, match=r"x: expected <class 'torch\.Tensor'>, as what"):
+        run(np.zeros(40, np.float32))
+    with pytest.raises(TypeError, match="x: expected one of float16"):
+        run(torch.zeros(40, dtype=torch.int64))
+
+
+#: The values end where the page after them may not be read.
+GUARDED = """
+import ctypes, mmap
+import numpy as np
+import torch
+from dataclasses import replace
+from spectral_kernels.product import pack, unpack
+from spectral_kernels.product.cpu.operator import Runner, ways
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    room = mmap.mmap(-1, 64 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    assert libc.mprotect(ctypes.c_void_p(start + 63 * page), page, 0) == 0
+    rng = np.random.default_rng(0)
+    for keep in (0.02, 0.5, 1.0):
+        A = np.where(rng.random((20, 130)) < keep, rng.standard_normal((20, 130)), 0)
+        A[-3:] = 0
+        packed = pack(torch.tensor(A).to(dtype))
+        size = packed.nnz * packed.values.element_size()
+        bytes_ = np.frombuffer(room, np.uint8, size, 63 * page - size)
+        values = torch.from_numpy(bytes_).view(dtype)
+        values.copy_(packed.values)
+        guarded = replace(packed, values=values)
+        assert torch.equal(unpack(guarded), torch.tensor(A).to(dtype))
+        for way in ways(str(dtype).removeprefix("torch.")):
+            for sides in (1, 2, 4, 8, 20):
+                x = torch.ones(sides, 130)
+                assert torch.equal(Runner(guarded, None, way)(x), Runner(packed, None, way)(x))
+print("whole")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page as Linux does")
+def test_nothing_is_read_beyond_the_values() -> None:
+    """A vector load past the last value: a crash wherever the next page is not there."""
+    assert run_python("-c", GUARDED).strip() == "whole"
