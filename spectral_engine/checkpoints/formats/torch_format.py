@@ -211,41 +211,36 @@ class TorchFile(CheckpointFile):
         """Collections beside the state dict whose tensors have the names or shapes of its own."""
         if len(path) > DEPTH or any("optim" in part.lower() for part in path):
             return
-        if path:
-            found = self._twins(value)
-            if found:
-                twin, reason = found
-                yield ".".join(path), reason.format(count=twin)
-                return
+        reason = self._second_set(value) if path else None
+        if reason is not None:
+            yield ".".join(path), reason
+            return
         if isinstance(value, dict):
             for key, item in value.items():
                 yield from self._second_sets(item, (*path, str(key)))
 
-    def _twins(self, value: object) -> tuple[int, str] | None:
-        """Count the weights of a collection that stand beside those of the state dict."""
+    def _second_set(self, value: object) -> str | None:
+        """What to say of a collection that holds the weights of the state dict once more, if so."""
         own = {name: tensor for name, tensor in self._tensors.items() if len(tensor.shape) > 1}
-        shapes = {tensor.shape for tensor in own.values()}
+        items: Iterable[object] = ()
         if isinstance(value, dict):
             ends = {end for name in own for end in _ends(name) if "." in end}
-            items = [
+            named = {name: item for name, item in value.items() if isinstance(name, str)}
+            items = (
                 item
-                for name, item in value.items()
-                if isinstance(name, str)
-                and (name in ends or not own.keys().isdisjoint(_ends(name)))
-            ]
-        else:
-            items = value if isinstance(value, list) else []
+                for name, item in named.items()
+                if name in ends or not own.keys().isdisjoint(_ends(name))
+            )
+        elif isinstance(value, list):
+            items = value
+        shapes = {tensor.shape for tensor in own.values()}
         found = [item for item in items if isinstance(item, StoredTensor) and item.shape in shapes]
+        places = {tensor.place for tensor in own.values()}
         if not found:
             return None
-        places = {tensor.place for tensor in own.values()}
         if all(tensor.place in places for tensor in found):
-            return len(
-                found
-            ), "{count} weights that are the memory of the first set, and change with it"
-        return len(
-            found
-        ), "a second set of {count} weights, not changed (nor written to safetensors)"
+            return f"{len(found)} weights that are the memory of the first set, and change with it"
+        return f"a second set of {len(found)} weights, not changed (nor written to safetensors)"
 
 
 def _ends(name: str) -> Iterator[str]:
