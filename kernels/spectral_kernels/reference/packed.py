@@ -1,9 +1,10 @@
-"""What is left of a sparse matrix when its zeros are packed away: a bit mask, or CSR.
+"""A sparse matrix without its zeros: a bit mask, or compressed sparse rows (CSR).
 
-These are the NumPy oracles; `gpu.packing` has the same on a device.
+These are the NumPy oracles; `backends.gpu.packed` does the same on a device.
 
-bits: uint8 (ceil(m n / 8),), eight entries a byte in row-major order, the first in the lowest bit;
-a bit says that an entry is kept. It is what `numpy.packbits` calls little, over the whole matrix.
+bits: uint8 (ceil(m n / 8),), eight entries a byte in row-major order, the first in the lowest bit.
+A bit is 1 where the entry is kept. This is the bit order "little" of `numpy.packbits`, over the
+whole matrix.
 """
 
 import numpy as np

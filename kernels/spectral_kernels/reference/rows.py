@@ -1,7 +1,8 @@
 """Row statistics and the row vectors that laws make of them.
 
-Sums run over integers, so that no order of summation shows: each entry is cut to a fixed point
-chosen from its row's largest entry, with as many bits as the row's length leaves in an int64.
+Sums run over integers, so that the order of summation does not show. Each entry is cut to a fixed
+point that is chosen by the largest entry of its row; it has as many bits as the row's length leaves
+in an int64.
 """
 
 import math
@@ -13,9 +14,7 @@ from spectral_kernels.reference.budget import compilable
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-
-
-#: Where the bisection of "bernstein" starts, how long it is, and what no rho need exceed there.
+#: Where the bisection of "bernstein" starts, its steps, and the value at which a rho is cut.
 LEAST_ZETA = 1e-12
 BISECTIONS = 200
 RHO_CAP = 2.0

@@ -1,8 +1,8 @@
 """Any array library: its namespace, the working precision, the scale and the test matrix.
 
 NumPy, CuPy, torch and every other library that follows the Python array API standard come in
-through array-api-compat; nothing below or above this module asks which one it is, except where a
-library has a switch of its own that would lower the precision of a product (`precision`).
+through array-api-compat. Other modules ask which library it is only where one has a faster way of
+its own, a sparse format, or a switch that lowers the precision of products (`precision`).
 """
 
 from typing import Any, TypeAlias

@@ -1,7 +1,7 @@
-"""torch's arrays in CuPy's hands: no copy, one stream, one pool of memory.
+"""torch tensors lent to CuPy: no copy, one stream, one pool of memory.
 
-Without this CuPy keeps a pool of its own beside torch's, and each holds what the other could use;
-and each library's work waits for the other's stream.
+Without this CuPy keeps a pool of its own beside torch's, so that each holds memory that the other
+could use, and the work of each library waits for the stream of the other.
 """
 
 from collections.abc import Iterator

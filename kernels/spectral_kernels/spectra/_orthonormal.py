@@ -4,8 +4,8 @@ A batched Householder QR is a loop over matrices on a GPU; a Gram matrix, its Ch
 triangular inverse are real batches. One CholeskyQR pass squares the condition number, so passes
 are repeated until the Gram matrix that goes in is already near the identity: two for an ordinary
 block (CholeskyQR2), three or four, the first with a shift, for an ill-conditioned one (shifted
-CholeskyQR3). What is still not orthonormal is near rank deficient in working precision and goes to
-Householder QR, its dependent columns replaced by fresh random ones.
+CholeskyQR3). A block that is still not orthonormal is nearly rank deficient in working precision;
+it goes to Householder QR, and fresh random columns replace its dependent ones.
 
 Sources: Yamamoto, Nakatsukasa, Yanagisawa, Fukaya, "Roundoff error analysis of the CholeskyQR2
 algorithm", ETNA 44 (2015); Fukaya, Kannan, Nakatsukasa, Yamamoto, Yanagisawa, "Shifted Cholesky QR

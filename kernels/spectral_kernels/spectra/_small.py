@@ -2,9 +2,9 @@
 
 float32 goes through the eigenvalues of the smaller Gram matrix in float64: squaring halves the
 digits of float64, and half of them are as many as float32 has, so the values are good to rounding
-in float32 (about 1e-8 sigma_1, where a Gram matrix in float32 stops at 2e-4 sigma_1). It is
-cheaper than a float32 SVD and, unlike it, a true batch on a GPU. float64 has no wider type to go
-to and is handed to the library's SVD.
+in float32 (about 1e-8 sigma_1, where a Gram matrix in float32 stops at 2e-4 sigma_1). This is
+cheaper than a float32 SVD and, unlike it, a true batch on a GPU. float64 has no wider type, so it
+goes to the library's SVD.
 """
 
 import array_api_compat

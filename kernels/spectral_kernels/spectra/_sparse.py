@@ -1,6 +1,6 @@
 """Products with a sparse matrix: torch's sparse tensors, scipy.sparse and cupyx.scipy.sparse.
 
-None of the three is imported: each is known by what it can do.
+None of the three is imported: a matrix is told by its methods.
 """
 
 from collections.abc import Callable

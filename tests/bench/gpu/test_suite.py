@@ -54,7 +54,7 @@ def test_dry_run(tmp_path: Path) -> None:
     checked = " ".join(row["check"] for row in result["checks"])
     # count_between runs under all_finite and tie_stop.
     for kernel in (
-        "sample", "keep_largest", "histogram", "refine", "all_finite", "tie_stop", "patterns",
+        "sample", "keep_largest", "histogram", "refine", "all_finite", "tie_stop", "score_bits",
         "row_l1", "row_threshold", "keep_largest_of", "sample_of", "packing", "masked_product",
     ):  # fmt: skip
         assert kernel in checked

@@ -1,8 +1,8 @@
 """A sparse matrix packed on the GPU, as bits or CSR, and products restricted to a packed mask.
 
-Arrays are torch tensors on one CUDA device (on the CPU under Triton's interpreter); the oracles of
-`reference.packed` say what is returned. Only `compressed_rows` without a count waits for
-the device.
+Arrays are torch tensors on one CUDA device (on the CPU under Triton's interpreter). The oracles in
+`reference.packed` say what is returned. Only `compressed_rows` without a count waits for the
+device.
 """
 
 import math
@@ -55,8 +55,8 @@ def compressed_rows(
     """Where rows start (m + 1,), columns (nnz,) and values (nnz,): what `torch.sparse_csr_tensor`
     and cupyx.scipy.sparse.csr_matrix take. Indices have 32 bits where these do.
 
-    nnz: the number of nonzeros, where it is known; counted, which waits for the device, if not.
-    Entries beyond a count that is too small are left out.
+    nnz: the number of nonzeros, where it is known. If not, they are counted, which waits for the
+    device. Where it is too small, the last entries are left out.
 
     Raises:
         ValueError: a count below 0 or above m n.

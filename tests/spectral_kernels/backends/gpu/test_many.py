@@ -85,6 +85,26 @@ def test_the_layer_at_fault_is_refused() -> None:
         _ = bad.nnz
 
 
+@pytest.mark.usefixtures("on_device")
+def test_all_and_none_kept_beside_some() -> None:
+    """A budget of all entries or none handed to a law that divides by what is left."""
+    matrices = weights()[:2] * 2
+    found = sparsify_many(matrices, sparsity=[0.0, 0.5, 0.5, 0.9999], law="l1")
+    assert torch.equal(found[0].weight, matrices[0])
+    assert found[3].nnz == 0
+    assert not found[3].weight.any()
+    for one, A, stream in zip(found[1:3], matrices[1:3], (1, 2), strict=True):
+        assert torch.equal(one.weight, sparsify(A, sparsity=0.5, law="l1", stream=stream).weight)
+
+
+@pytest.mark.usefixtures("on_device")
+def test_float64_under_the_range_of_float32_is_refused() -> None:
+    """Entries that score 0 in float32, dropped without a word where there are many matrices."""
+    small = torch.full((4, 8), 1e-300, dtype=torch.float64, device=DEVICE)
+    with pytest.raises(ValueError, match=r"weight: expected a largest entry of 2\^-126 or more"):
+        sparsify_many([small, small], sparsity=0.5)
+
+
 def test_bad_lists() -> None:
     """Lists of unequal length zipped to the shorter, a tensor taken for a list of its rows."""
     A = weights()[0].cpu()

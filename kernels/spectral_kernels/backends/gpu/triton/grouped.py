@@ -1,9 +1,9 @@
 """The kernels of `kernels` over many matrices at once: one launch for a whole list of layers.
 
-The grid's third axis counts the matrices; the first two are those of the largest, and programs that
-a smaller matrix has no use for end at once. `table` int64 (fields, matrices) says where each lies
-and how it is cut; its rows are FIELDS. Matrices share their element type and how they are tiled;
-`like` is a pointer to their type. Scores are magnitudes, and each matrix is a group.
+The grid's third axis counts the matrices; the first two are those that the largest needs. Programs
+that a smaller matrix does not need end at once. `table` int64 (fields, matrices) says where each
+matrix lies and how it is cut; its rows are FIELDS. The matrices share their element type, to which
+`like` is a pointer, and their tiles. Scores are magnitudes, and each matrix is a group.
 """
 
 # mypy: ignore-errors

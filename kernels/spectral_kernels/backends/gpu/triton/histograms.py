@@ -1,6 +1,7 @@
-"""What a device solves a budget from: histograms, and the arithmetic of `budget` on their bins.
+"""Histograms on the device, and the arithmetic of `budget` on their bins.
 
-A lane is an exponent of the scores, 32 bins. Arguments that `solve` and `rank` share:
+`solve` and `rank` solve budgets from these. A lane is one exponent of the scores: 32 bins.
+Arguments that they share:
 
 count, low        int64 (groups, 8192), the histogram
 budgets           entries to keep: a number, or int64 (groups,)

@@ -1,7 +1,7 @@
-"""Triton kernels that pack a sparse matrix, and that work on a packed mask; oracles in `packed`.
+"""Triton kernels that pack a sparse matrix, or work on a packed mask; `packed` has their oracles.
 
-A matrix (m, n) is row-major; offsets are 64-bit. Its columns, or where rows do not matter its
-entries, are units * UNIT: Triton then knows that UNIT divides them, see `kernels`.
+A matrix (m, n) is row-major; offsets are 64-bit. Its number of columns (of entries, where rows do
+not matter) is units * UNIT, so that Triton knows that UNIT divides it; see `kernels`.
 """
 
 # mypy: ignore-errors
