@@ -9,7 +9,15 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def add_to_bias(layer: Layer, shift: torch.Tensor) -> None:
-    """Add `shift`, (m,) or (b, m), to the biases of the layer's output features, in place."""
+    """Add to the biases of a layer's output features, in place.
+
+    Args:
+        layer: one whose module has a bias; see `bias_of`.
+        shift: (m,) or (b, m), one number for each row of the layer's matrices.
+
+    Raises:
+        ValueError: there is no bias.
+    """
     bias = bias_of(layer)
     if bias is None:
         raise ValueError(f"bias_correction: expected a bias at {layer.name}; there is none")
@@ -19,7 +27,7 @@ def add_to_bias(layer: Layer, shift: torch.Tensor) -> None:
 
 
 def bias_of(layer: Layer) -> nn.Parameter | None:
-    """The parameter that holds the layer's bias, None if it has none."""
+    """The parameter that holds the layer's bias, with those of other parts; None if it has none."""
     name = layer.local_name.replace("weight", "bias")
     if isinstance(layer.module, nn.MultiheadAttention):
         name = "in_proj_bias"

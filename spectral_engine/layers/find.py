@@ -1,11 +1,10 @@
 """Which weights of a model are pruned, or have spectra, and why the others are not or have none."""
 
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from spectral_kernels import check_weight
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -13,12 +12,9 @@ from spectral_engine.layers.adapters import adapters_in, reason_against_adapter
 from spectral_engine.layers.names import named_modules, parameter_name
 from spectral_engine.layers.parts import Splits
 from spectral_engine.layers.selector import Chooser
-from spectral_engine.layers.storage import axes, memory_of, obstacle, require_writable
+from spectral_engine.layers.storage import axes, memory_of, obstacle
 from spectral_engine.layers.unseen import FLAT, is_sharded_flat, reason_not_seen, weights_held_flat
 from spectral_engine.layers.views import View, views_of
-
-#: The kernels score in float32.
-LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Layer:
     @property
     def classes(self) -> list[str]:
         """The classes by which patterns choose it: those of its modules and their bases."""
-        return [cls.__name__ for module, _ in self.owners for cls in type(module).__mro__[:-1]]
+        return [cls.__name__ for module, _ in self.holders for cls in type(module).__mro__[:-1]]
 
     @property
     def weight(self) -> torch.Tensor:
@@ -79,7 +75,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A parameter with two or more dimensions, or a part of it, that is left alone."""
+    """A parameter with two or more dimensions, or a part of it, that is left alone.
+
+    Args:
+        name: of the parameter, with the part in brackets: "lstm.weight_ih_l0[forget]".
+        reason: why: what it is, or the pattern that leaves it out.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 2))
+    >>> se.prune(model, sparsity=0.5).skipped
+    [Skipped(name='0.weight', reason='an embedding; name it in targets to prune it')]
+    """
 
     name: str
     reason: str
@@ -137,16 +144,25 @@ def find_layers(
     """The layers of a model to prune, each shared weight once, and what is left alone.
 
     A weight is shared if it is one parameter under several names, as through a module that is
-    used twice, or if several parameters are the same memory. It goes by the first of its names
-    under which it is pruned by default, if there is one.
+    used twice, or if several parameters are the same memory, as a weight and its transpose. It goes
+    by the first of its names under which it is pruned by default, if there is one, and is seen as
+    that module sees it. Names are those of the model inside wrappers (see `named_modules`).
 
     Args:
+        model: nothing of it is changed.
+        selector: chooses among its weights.
+        split: weights that are several matrices, one above the other; see `Select`.
         every: also what is only pruned when asked for, and as (shape[0], -1) what no view sees;
             names are the same with and without.
         weights: what a module holds itself; its parameters.
 
+    Returns:
+        The layers in the order of the modules, and what is skipped, with the reasons.
+
     Raises:
-        TypeError, ValueError: `split` (see `prune`), or a registered view, does not fit.
+        TypeError: `split` is no such mapping, or a registered function gives no views.
+        ValueError: `split`, or a registered view, does not fit; a weight that is chosen has no
+            plain memory (see `obstacle`), except with `every`, which skips it.
     """
     splits = Splits(split)
     adapters, flat = adapters_in(model), is_sharded_flat(model)
@@ -285,39 +301,3 @@ def _check(view: View, parameter: nn.Parameter, name: str) -> None:
 
 def _has_matrix(parameter: nn.Parameter) -> bool:
     return not is_lazy(parameter) and parameter.ndim >= 2
-
-
-def require_ready(layers: Sequence[Layer], masked: Container[int] = ()) -> None:
-    """Refuse what cannot be pruned, before anything is changed.
-
-    Args:
-        masked: ids of parameters whose zeros are known to be of an earlier pruning.
-
-    Raises:
-        TypeError: a dtype or a device that has no kernels.
-        ValueError: a weight not initialised, on the meta device, empty, all zeros, with entries
-            that are not finite in float32, in which they are scored, or one that cannot be changed
-            in place, entry by entry (see `require_writable`).
-    """
-    for layer in layers:
-        weight = layer.parameter
-        if is_lazy(weight):
-            raise ValueError(
-                f"model: {layer.name} has no shape yet; run the model once, so that lazy layers "
-                "are initialised"
-            )
-        if weight.is_meta:
-            raise ValueError(f"model: {layer.name} is on the meta device; load its weights first")
-        entries = layer.entries(weight.detach())
-        check_weight(entries, f"model: {layer.name}")
-        low, high = torch.aminmax(entries)
-        if not (bool(low >= -LARGEST) and bool(high <= LARGEST)):
-            raise ValueError(
-                f"model: {layer.name} holds NaN, infinity or entries too large for float32"
-            )
-        if bool(low == high) and bool(low == 0) and id(weight) not in masked:
-            raise ValueError(
-                f"model: {layer.name} is all zeros, so that no entry ranks above another; "
-                "train it first or name it in ignore"
-            )
-    require_writable((layer.name, layer.parameter) for layer in layers)

@@ -13,7 +13,15 @@ from spectral_engine.layers.views import View, split_view
 
 @dataclass
 class Splits:
-    """The argument `split`: which weights are several matrices, one above the other."""
+    """The argument `split`: which weights are several matrices, one above the other.
+
+    Args:
+        given: from a pattern over names to the names of equal parts, or from name to number of
+            rows; None for none.
+
+    Raises:
+        TypeError: another form.
+    """
 
     given: Any
     unmatched: list[str] = field(init=False)
@@ -31,7 +39,15 @@ class Splits:
     def apply(
         self, views: list[View], parameter: nn.Parameter, full: str, prefix: str
     ) -> list[View]:
-        """The views, where a pattern matches each one split into its parts."""
+        """The views, each split into its parts where a pattern matches.
+
+        Args:
+            views: of the parameter. parameter: whose rows are counted.
+            full, prefix: the parameter's name and its module's.
+
+        Raises:
+            ValueError: parts that do not make up the rows, or a batch of matrices.
+        """
         for pattern, parts in self.given.items():
             if not views or not matches(pattern, [full, prefix]):
                 continue

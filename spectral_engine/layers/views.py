@@ -13,8 +13,8 @@ features. The registry below maps a module's class to its views; `register_layer
 | RNN, LSTM, GRU, their cells | each matrix of each layer and direction; a view for each gate      |
 | MultiheadAttention          | q, k and v apart, packed or not; out_proj is a Linear              |
 | Conv1D of transformers      | weight, stored (in, out)                                           |
-| classes named "...Experts"  | 3-D parameters (experts, out, in), or (experts, in, out) where the |
-|                             | module says so (see `experts`): a batch, one matrix an expert      |
+| classes named "...Experts"  | 3-D parameters (experts, out, in), or (experts, in, out): see      |
+|                             | `_stores_inputs_first`; a batch, one matrix an expert              |
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,13 +27,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from spectral_engine.layers.experts import stores_inputs_first
-
 #: The gates of a recurrent weight in the order of its rows, as PyTorch documents them.
 GATES = {
     "LSTM": ("input", "forget", "cell", "output"),
     "GRU": ("reset", "update", "new"),
 }
+#: Classes of transformers that store (experts, in, out), in versions whose modules do not say so.
+_INPUT_FIRST = ("AriaExperts", "GptOssExperts", "Llama4TextExperts", "OpenAIPrivacyFilterExperts")
+#: The matrices whose shapes tell: that into the experts, gate and value in one, and that out.
+_INTO, _OUT_OF = "gate_up_proj", "down_proj"
 
 
 def whole(weight: torch.Tensor) -> torch.Tensor:
@@ -226,8 +228,33 @@ def _attention(module: Any) -> Iterator[View]:
             yield View(f"{part}_proj_weight")
 
 
+def _stores_inputs_first(module: nn.Module) -> bool:
+    """Whether 3-D parameters of an experts module are (experts, in, out).
+
+    Args:
+        module: of a class named "...Experts".
+
+    Returns:
+        What the module says (`is_transposed`, as transformers sets it); else by its class; else by
+        the shapes of `gate_up_proj` and `down_proj`, of which only one reading fits: with h
+        features and i between, (i + i, h) and (h, i), or (h, i + i) and (i, h). False where nothing
+        tells: (experts, out, in), as most store it; `register_layer` says otherwise.
+    """
+    told = getattr(module, "is_transposed", None)
+    if isinstance(told, bool):
+        return told
+    if type(module).__name__ in _INPUT_FIRST:
+        return True
+    into, out_of = module._parameters.get(_INTO), module._parameters.get(_OUT_OF)
+    if into is None or out_of is None or is_lazy(into) or is_lazy(out_of):
+        return False
+    if into.ndim != 3 or out_of.ndim != 3:
+        return False
+    return into.shape[1] == out_of.shape[2] and into.shape[2] == 2 * out_of.shape[1]
+
+
 def _experts(module: nn.Module) -> Iterator[View]:
-    of = _transposed_batch if stores_inputs_first(module) else whole
+    of = _transposed_batch if _stores_inputs_first(module) else whole
     for name, parameter in module._parameters.items():
         if parameter is not None and not is_lazy(parameter) and parameter.ndim == 3:
             yield View(name, of, batch=True)

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from spectral_engine.layers.find import Layer, layers_to_prune, require_ready
+from spectral_engine.layers.find import Layer, layers_to_prune
 from spectral_engine.layers.names import named_modules, parameter_name
+from spectral_engine.layers.ready import require_ready
 from spectral_engine.layers.selector import Selector
 from spectral_engine.layers.storage import entries_as, memory_of, obstacle, require_writable
 from spectral_engine.masking.holders import drop_mask, masks_in, put_masks

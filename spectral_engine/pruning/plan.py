@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from spectral_kernels import check_divides
 from torch import nn
 
-from spectral_engine.layers.find import Layer, Skipped, layers_to_prune, require_ready
+from spectral_engine.layers.find import Layer, Skipped, layers_to_prune
+from spectral_engine.layers.ready import require_ready
 from spectral_engine.layers.selector import RecipeSelector
 from spectral_engine.masking.model import masks
 from spectral_engine.recipe.allocation import Weight, clamp_nonempty, mean_sparsity, shares_of

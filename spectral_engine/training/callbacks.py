@@ -17,7 +17,8 @@ from torch import nn
 
 from spectral_engine._util.checks import boolean
 from spectral_engine._util.optional import optional
-from spectral_engine.layers.find import Layer, find_layers, require_ready
+from spectral_engine.layers.find import Layer, find_layers
+from spectral_engine.layers.ready import require_ready
 from spectral_engine.layers.selector import Selector
 from spectral_engine.masking.mask import mask_of
 from spectral_engine.masking.model import keep_zeros

@@ -6,7 +6,8 @@ from spectral_kernels import stream_id
 from torch import nn
 
 import spectral_engine as se
-from spectral_engine.layers.find import find_layers, require_ready
+from spectral_engine.layers.find import find_layers
+from spectral_engine.layers.ready import require_ready
 from spectral_engine.layers.selector import Selector, matches
 
 
