@@ -43,7 +43,7 @@ bench: $(STAMP) ## run the speed suite, then print its ratios to a parallel copy
 	@$(BIN)/python -m pytest --benchmark --benchmark-json=$(RESULT) $(ARGS)
 	@$(BIN)/python bench/speed/report.py $(RESULT)
 
-paper: $(STAMP) ## run the paper's tasks on the LeNets; figures in bench/results/paper, under 60 minutes
+paper: $(STAMP) ## run the paper's tasks on the LeNets; results in bench/results/paper, under 60 minutes
 	@for network in lenet-300-100 lenet-5; do for task in learning oneshot iterative; do \
 		$(BIN)/spectral-engine reproduce $$task --network $$network $(ARGS) || exit 1; \
 	done; done

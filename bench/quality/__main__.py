@@ -49,7 +49,7 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder of quality.csv, .md and .png.")] = RESULTS,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Measure every method, refit and allocation on real networks, then say what wins where."""
+    """Measure every method, refit and budget on real networks, then say what wins where."""
     chosen = network or list(NETWORKS)
     unknown = [name for name in chosen if name not in NETWORKS]
     if unknown:

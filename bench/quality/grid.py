@@ -26,8 +26,9 @@ _LABEL = re.compile(
 class Setting:
     """A recipe by the names of its parts, and how it is calibrated.
 
-    group: "row" where every row has the same budget. budget: how the layers share, None for alike.
-    calibrated: on what the layers see, if asymmetric of the pruned network.
+    group: "row" where every row has the same budget. budget: how the layers share it, None for the
+    same share each. calibrated: whether the layers' inputs are gathered; asymmetric: as in
+    `se.Calibration`.
     """
 
     method: str = "magnitude"
@@ -115,7 +116,7 @@ def _is_wanted(label: str, patterns: Sequence[str]) -> bool:
 
 
 def _makes_sense(setting: Setting) -> bool:
-    """Leaves out what `prune` refuses, and what says the same as another setting.
+    """Whether `prune` takes it, and it is not another setting under another name.
 
     Without inputs there is nothing to fit, and no bias to correct. With inputs, a refit that does
     not use them is left out; so is one that chooses its own mask where the method is not magnitude,

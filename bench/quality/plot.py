@@ -45,7 +45,9 @@ def draw(summary: Summary, path: Path) -> None:
 
 
 def _best(summary: Summary, calibrated: bool) -> list[Setting]:
-    """The best on average of those measured in at least half as many places as any."""
+    """The best on average, among those measured in at least half as many places as the most
+    widely measured.
+    """
     found = [one for one in standings(summary, calibrated) if one.setting != BASELINE]
     wide = [one for one in found if 2 * one.places >= found[0].places]
     return [one.setting for one in sorted(wide, key=lambda one: -one.mean)][:HIGHLIGHTED]

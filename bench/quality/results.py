@@ -18,7 +18,7 @@ from spectral_engine.checkpoints.atomic import replacing_file
 DENSE = "dense"
 #: A sparsity that is missed by less than this has no line of its own.
 REACHED = 0.005
-#: Parts of the head that are no other's: what was refused is numbered.
+#: How names in the head begin: of a network's data, and of what was refused, which is numbered.
 DATA, REFUSED = "data of ", "refused "
 NOTES = {
     "values": f"means over seeds; seeds: one where no line says more; noise: {LEAST_NOISE:g} where "
@@ -29,7 +29,7 @@ NOTES = {
 
 
 def numbers(summary: Summary) -> Iterator[Row]:
-    """A variant is a network."""
+    """The rows of the CSV; a variant is a network."""
     for network, score in summary.dense.items():
         for metric, value in score.items():
             yield Row(network, None, DENSE, None, metric, value)
@@ -72,7 +72,7 @@ def markdown(summary: Summary) -> str:
 
 
 def read(path: Path) -> Summary:
-    """The summary of a quality.csv, with what that leaves out left out."""
+    """The summary that a quality.csv holds: of each cell the first figure alone."""
     head, rows = tidy.read(path)
     summary = Summary(
         data={name.removeprefix(DATA): said for name, said in head.items() if name.startswith(DATA)}

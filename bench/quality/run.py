@@ -14,7 +14,7 @@ from bench.quality.grid import Setting, settings
 from bench.quality.networks.network import Network
 
 Row = dict[str, Any]
-#: A seed to what the layers see in the batches that it draws.
+#: From a seed to what the layers see in the batches that the seed draws.
 Inputs = Callable[[int], se.InputMoments]
 
 
@@ -66,8 +66,8 @@ def resample(batches: Sequence[Any], seed: int) -> list[Any]:
 def measure(network: Network, setting: Setting, sparsity: float, seed: int, inputs: Inputs) -> Row:
     """Prune a copy of the network and score it; what `prune` refuses is a row that says so.
 
-    inputs: of a seed, what the dense network's layers see; "seconds" are without gathering that,
-    but for what is asymmetric, which gathers its own.
+    inputs: what the dense network's layers see, for a seed. "seconds" do not count gathering them,
+    except where the setting is asymmetric, which gathers its own.
     """
     model = copy.deepcopy(network.model)
     calibration: se.Calibration | se.InputMoments | None = None
@@ -108,7 +108,7 @@ def measure(network: Network, setting: Setting, sparsity: float, seed: int, inpu
 def plan(
     patterns: Sequence[str], sparsities: Sequence[float], seeds: int
 ) -> list[tuple[Setting, float, int]]:
-    """All measurements: the first seed of everything before the second of anything."""
+    """All measurements, ordered by seed: every setting has its first before any has its second."""
     chosen = list(settings(patterns))
     return [
         (setting, sparsity, seed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from bench.quality.grid import BASELINE, Setting
 from bench.quality.run import Row
 
-#: Below magnitude counts from here on, where seeds vary less.
+#: The least by which a setting must be below magnitude to count as failing.
 LEAST_NOISE = 0.01
 
 

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 SVDVALS = "torch.linalg.svdvals"
 SKLEARN = "scikit-learn randomized_svd, n_iter=7"
-#: After as many products of 32 columns the worst error of the leading 64 is 6e-4, one less: 2.6e-3.
+#: Worst error of the leading 64 values: 6e-4 after 12 products of 32 columns, 2.6e-3 after 11.
 PRODUCTS = 12
 
 
@@ -43,7 +43,7 @@ def leading_values(A: Any, rank: int, tolerance: float) -> Any:
 
 
 def products_alone(A: np.ndarray, rank: int) -> np.ndarray:
-    """Products with A and A^T in turns, and nothing else; for values, which it has none of, NaN."""
+    """Products with A and A^T in turns, and nothing else; NaN for the values it does not find."""
     V = np.ones((A.shape[1], default_blocks(rank)[0]), dtype=A.dtype)
     for half_step in range(PRODUCTS):
         V = (A.T if half_step % 2 else A) @ V

@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
     @property
     def reference(self) -> str:
-        """The fair one of `REFERENCES`."""
+        """The one of `REFERENCES` that is fair: into a new array if the operation makes one."""
         return "copy_new" if OPERATIONS[self.operation].allocates else "copy"
 
     @property

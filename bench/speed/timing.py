@@ -1,4 +1,4 @@
-"""Ratios on a noisy machine: what is to be compared runs in turn, and ratios are taken of pairs.
+"""Ratios on a noisy machine: the contenders take turns, and ratios are taken within a round.
 
 A machine that others load runs at one speed in one second and at another in the next. So the
 contenders take turns, A B C A B C ..., each ratio is that of two times of one round, and the median
@@ -54,6 +54,6 @@ def interleave(
 
 
 def ratio(times: Times, name: str, reference: str) -> float:
-    """The median over the rounds that both took part in of time of `name` / time of `reference`."""
+    """time of `name` / time of `reference`: the median over the rounds that both took part in."""
     pairs = zip(times[name], times[reference], strict=False)
     return statistics.median(own / other for own, other in pairs)

@@ -1,4 +1,4 @@
-"""Pruning at initialisation: what the first gradients, or none, say of each weight.
+"""Pruning at initialisation: weights are scored by their first gradients, or without any data.
 
 snip: |g w| of one batch (Lee et al., arXiv 1810.02340). grasp: the weights whose loss would cost
 most gradient flow, of ten images a class (Wang et al., arXiv 2002.07376, algorithm 1). synflow:
@@ -20,7 +20,7 @@ from bench.paper.training.networks import CLASSES
 
 #: Images in the batch of SNIP, and of each class in that of GraSP.
 SNIP_IMAGES, GRASP_IMAGES = 1024, 10
-#: Of GraSP: the logits are divided by it.
+#: GraSP divides the logits by it.
 TEMPERATURE = 200.0
 SYNFLOW_ROUNDS = 100
 AT_START = ("snip", "synflow", "grasp", "random at start")
@@ -53,7 +53,7 @@ def of_each_class(part: Part, count: int) -> tuple[Tensor, Tensor]:
 
 
 def flow_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Leave H g in each matrix's `grad`: g the loss's gradient by the matrices, H its Hessian.
+    """Put H g into each matrix's `grad`: g is the loss's gradient by the matrices, H its Hessian.
 
     Without the weight w the gradient flow |g|^2 changes by -2 w (H g), to first order.
     """
@@ -66,7 +66,9 @@ def flow_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> None:
 
 
 def synflow(model: nn.Module, like: Tensor, sparsity: float, seed: int) -> dict[str, Tensor]:
-    """The masks of SynFlow: no data, and a little at a time, so that no layer empties."""
+    """The masks of SynFlow, which takes no data and prunes in many small steps, so that no layer
+    loses all its weights.
+    """
     work = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in work.parameters():
@@ -89,12 +91,12 @@ def anything(_weight: Tensor, noise: Tensor) -> Tensor:
 
 
 def _saliency(weight: Tensor, noise: Tensor) -> Tensor:
-    """|w g| where the gradient is the loss's."""
+    """|w g|, g being the gradient of the loss."""
     return flow_kept(weight, noise).abs()
 
 
 def flow_kept(weight: Tensor, _noise: Tensor) -> Tensor:
-    """w (H g), of what `flow_gradient` left: half the gradient flow that goes with a weight."""
+    """w (H g), of what `flow_gradient` put there: half the weight's share of the gradient flow."""
     if weight.grad is None:
         raise RuntimeError("score: expected a gradient")
     return weight.grad * weight

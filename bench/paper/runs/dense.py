@@ -47,8 +47,7 @@ def trained(
 ) -> Dense:
     """The dense network of a seed, trained unless it is in the cache.
 
-    `model` and `name` are given where it is another than the settings' own network, or learns
-    something else.
+    model, name: given where it is not the settings' own network, or where it learns something else.
     """
     recipe = recipe or settings.recipe
     data = settings.images()

@@ -28,12 +28,12 @@ from bench.paper.training.store import remembered
 from spectral_engine._util.threads import one_thread
 from spectral_engine.demo.data import DEFAULT_FOLDER
 
-#: Part of every name in the cache: results of another version of this code are not taken on.
+#: Part of every name in the cache, so that results of an older version of this code are not used.
 VERSION = 2
 ROOT = Path(__file__).parents[3]
-#: What a new process is to find in its environment: one thread for each library, and memory that
-#: glibc keeps when it is freed. Activations come and go by megabytes, and a seventh of a step of
-#: LeNet-5 was the system handing out the same pages again.
+#: The environment of a new process. Each library has one thread. glibc keeps memory that is freed:
+#: activations come and go by megabytes, and a seventh of a training step of LeNet-5 was spent on
+#: getting the same pages from the system again.
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def label(self) -> str:
-        """The network with what is not as in the original, as it stands beside every number."""
+        """The network, and what differs from the original, as it stands beside every number."""
         parts = [self.network]
         if self.chosen.about:
             parts.append(self.chosen.about)
@@ -104,13 +104,13 @@ class Settings:
 
     @property
     def smaller(self) -> str:
-        """What is not as in a full run, for the names of result files."""
+        """What differs from a full run, for the names of result files."""
         width = "" if self.width == 1.0 else f"-width{self.width:g}"
         subset = f"-subset{self.subset}" if self.subset else ""
         return f"{width}{subset}{'-quick' if self.quick else ''}"
 
     def require_own_networks(self, task: str) -> None:
-        """ValueError where a network is asked of a task that brings its own."""
+        """Raise ValueError if a network was chosen for a task that has networks of its own."""
         for name, usual in (("network", "lenet-300-100"), ("width", 1.0)):
             if getattr(self, name) != usual:
                 raise ValueError(
@@ -153,7 +153,7 @@ def run_all(settings: Settings, works: Sequence[partial[Any]]) -> list[Any]:
     """The results of all works, in order; `workers` of them at a time, each with one thread."""
     settings.images()  # a mistake in the folder shows here, before anything is started
     if settings.workers == 1 or len(works) == 1:
-        with one_thread():  # how many other libraries have changes no bit
+        with one_thread():  # other libraries' threads change no bit
             return [work() for work in works]
     with _for_new_processes():
         context = multiprocessing.get_context("spawn")
@@ -166,7 +166,7 @@ def run_all(settings: Settings, works: Sequence[partial[Any]]) -> list[Any]:
 
 
 def kept(settings: Settings, name: str, compute: Callable[[], Any], *inputs: Any) -> Any:
-    """The result of a piece of work, computed unless it is in the cache; JSON."""
+    """The result of a piece of work, from the cache or else computed; it is JSON."""
     return remembered(settings.folder(*inputs) / f"{name}.json", compute)
 
 
@@ -181,7 +181,9 @@ def say(settings: Settings, seed: int, what: str) -> Callable[[str], None]:
 
 @contextmanager
 def _for_new_processes() -> Iterator[None]:
-    """`_ENVIRONMENT`, for new processes alone: Numba refuses a change once its threads run."""
+    """`_ENVIRONMENT` while processes are started, and not after: Numba refuses to change the number
+    of its threads once they run.
+    """
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:

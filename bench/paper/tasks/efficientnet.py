@@ -16,7 +16,7 @@ from bench.paper.reporting.numbers import Records, distinct
 from bench.paper.reporting.output import Result, panels, style
 from bench.paper.reporting.statistics import Interval, spearman_interval
 from bench.paper.runs.jobs import VERSION, Settings
-from bench.paper.tasks.oneshot import FEW, PLAIN, Setting, by_prune
+from bench.paper.tasks.methods import FEW, PLAIN, Setting, by_prune
 from bench.paper.training.store import remembered
 from bench.quality.networks import efficientnet
 from bench.quality.networks.network import Network

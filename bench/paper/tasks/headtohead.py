@@ -1,8 +1,8 @@
 """Head to head on equal terms: every method has the same network, data, epochs and sparsity.
 
-In all, each run trains `epochs` of the dense recipe and `RETRAIN` more. Those that prune a trained
-network do so in between; those that prune at initialisation train all epochs pruned; the lottery
-ticket goes back to early weights in between.
+Each run trains for the `epochs` of the dense recipe and for `RETRAIN` more. Those that prune a
+trained network do so in between; those that prune at initialisation train all epochs pruned; the
+lottery ticket goes back to early weights in between.
 
 ticket: magnitude, then the weights after `EARLY` epochs again (Frankle et al., arXiv 1912.05671).
 wanda and sparsegpt: calibrated on training images (arXiv 2306.11695, 2301.00774). Those at
@@ -159,8 +159,8 @@ def later(settings: Settings) -> Any:
 def train(
     settings: Settings, model: nn.Module, seed: int, what: str, segments: list[Any], **more: Any
 ) -> float:
-    """Train, saved as it goes; test accuracy."""
-    # What was trained before counts too: the segments may be those of the retraining alone.
+    """Train, saving after each epoch; returns the test accuracy."""
+    # The folder's name tells what was trained before too: the segments may be the retraining's.
     begun = (settings.recipe, TRAINED.get(what.rpartition(" ")[0]))
     folder = settings.folder("headtohead", *begun, seed, what, segments)
     Training(

@@ -6,8 +6,7 @@ which was trained as long, in the same rounds, since the dense network alone has
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,99 +19,22 @@ from bench.paper.reporting.output import Result, falling_share, panels, style
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import evaluate, trained
 from bench.paper.runs.jobs import Settings, kept, run_all, say
+from bench.paper.tasks.plans import BEST, CONTROL, Plan, plans
 from bench.paper.training.loop import Recipe, Training, soft_targets
-from bench.recipes import BUDGETS, METHODS
 from bench.tables import Table
 from bench.tidy import Row, as_written, records
 
-LADDER = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
-#: Of networks where a round is dear.
-SHORT_LADDER = (0.5, 0.8, 0.9, 0.95, 0.98, 0.995)
 #: Leading singular values by which recovery is judged.
 LEADING = 32
-#: Of the dense network's answers, where they are learnt from.
+#: Of the dense network's answers, where the pruned network learns from them.
 TEMPERATURE = 2.0
-#: And their share in the targets of the best recipes.
-SOFT = 0.9
 #: A spectrum with less than this share of the dense network's has collapsed.
 COLLAPSE = 0.5
-CONTROL = "dense control"
-#: The name of a plan that has a control.
-BEST = "best"
 NOTES = {
     "kept, recovered": f"the mean over a layer's {LEADING} leading singular values of "
     "min(sigma_i / sigma_i(dense), 1), after pruning and after retraining; a setting is a layer",
     "left out": "validation accuracies; the singular values",
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Rounds of pruning and retraining: sparsities, and the epochs of training after each.
-
-    rate: of the retraining, falling anew in each round (rewound, as in arXiv 2003.02389).
-    soft: the share of the dense network's own answers in the targets of the retraining.
-    """
-
-    name: str
-    rounds: tuple[tuple[float, int], ...]
-    rate: float
-    decay: float
-    method: str = "magnitude"
-    budget: str = "uniform"
-    pruned: bool = True
-    soft: float = 0.0
-
-    @property
-    def label(self) -> str:
-        """How tables call it."""
-        if not self.pruned:
-            return CONTROL
-        return " ".join(part for part in (self.name, self.method, self.budget) if part)
-
-
-def ladder(
-    epochs: int, rate: float, decay: float, method: str = "magnitude",
-    sparsities: tuple[float, ...] = LADDER,
-) -> Plan:  # fmt: skip
-    """Every one of the sparsities, with as many epochs after each."""
-    return Plan("ladder", tuple((sparsity, epochs) for sparsity in sparsities), rate, decay, method)
-
-
-def best(rounds: tuple[tuple[float, int], ...], rate: float, decay: float, budget: str) -> Plan:
-    """The recipe that loses least: the dense network's answers are learnt, the last round long."""
-    return Plan(BEST, rounds, rate, decay, budget=budget, soft=SOFT)
-
-
-#: Of each network; those of LeNets were chosen on the validation part.
-PLANS: dict[str, Sequence[Plan]] = {
-    "lenet-300-100": (
-        ladder(3, 1e-3, 0.1),
-        ladder(3, 1e-3, 0.1, "principal"),
-        best(((0.6, 2), (0.8, 2), (0.9, 3), (0.95, 15)), 2e-3, 0.01, "erk"),
-    ),
-    "lenet-5": (
-        ladder(1, 1e-3, 0.05),
-        best(((0.8, 1), (0.92, 1), (0.96, 2), (0.98, 12)), 2e-3, 0.05, "global"),
-    ),
-    "vgg19": (ladder(3, 5e-4, 0.05, sparsities=SHORT_LADDER),),
-    "vgg19-bn": (
-        ladder(3, 1e-3, 0.05, sparsities=SHORT_LADDER),
-        best(((0.8, 1), (0.95, 8)), 1e-3, 0.01, "erk"),
-    ),
-}
-DEFAULT = (ladder(2, 1e-3, 0.01),)
-
-
-def plans(settings: Settings) -> list[Plan]:
-    """Those of the network, each best one with its control; short ones where it must be quick."""
-    found: list[Plan] = []
-    for plan in PLANS.get(settings.network, DEFAULT):
-        used = replace(plan, rounds=((0.5, 1), (0.9, 1))) if settings.quick else plan
-        found.append(used)
-        if plan.name == BEST:
-            found.append(replace(used, pruned=False))
-    return found[-3:] if settings.quick else found
 
 
 def run(settings: Settings) -> Result:
@@ -148,14 +70,13 @@ def one(settings: Settings, seed: int, plan: Plan) -> dict[str, Any]:
 def follow(
     settings: Settings, model: nn.Module, seed: int, plan: Plan, recipe: Recipe, name: str = "dense"
 ) -> dict[str, Any]:
-    """Prune and retrain as planned; saved after each epoch, and taken up from there.
+    """Prune and retrain as planned; saved after each epoch, from where a stopped run goes on.
 
     The model was trained by `recipe`; `name` tells it from others of the same settings.
     """
     starts = np.cumsum([0, *(epochs for _, epochs in plan.rounds)]).tolist()
     targets = dict(zip(starts, (sparsity for sparsity, _ in plan.rounds), strict=False))
-    recipe_of_pruning = se.Recipe(METHODS[plan.method](), budget=BUDGETS[plan.budget]())
-    pruner = se.Pruner(model, se.Schedule(targets), recipe_of_pruning, leading=LEADING, seed=seed)
+    pruner = se.Pruner(model, se.Schedule(targets), plan.recipe, leading=LEADING, seed=seed)
     measured, data, prepare = Measured(), settings.images(), settings.chosen.prepare
     taught = None
     if plan.soft > 0.0:
@@ -171,7 +92,7 @@ def follow(
             )
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", se.SpectrumCollapse)  # the rounds tell
+        warnings.simplefilter("ignore", se.SpectrumCollapse)  # the tables count collapsed layers
         Training(
             model=model,
             data=data,

@@ -21,11 +21,11 @@ from bench.tidy import Row, as_written, records
 
 #: Singular values whose course is kept and drawn, by index from 0.
 SHOWN = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
-#: A value has settled when it stays this close, relatively, to where it ends.
+#: A value has settled once it stays within this share of where it ends.
 TOLERANCE = 0.02
-#: Shares of the training at which the distance moved so far is told.
+#: The shares of the training at which the tables say how far the values have moved.
 MOMENTS = (0.1, 0.25, 0.5)
-#: And the distance that is still to go, in the CSV.
+#: The shares of the training at which the CSV has the distance still to go.
 KEPT = (0.0, 0.1, 0.25, 0.5, 0.75)
 NOTES = {
     "variants": "the schedules of the learning rate; a setting is a layer",
@@ -36,7 +36,7 @@ NOTES = {
 
 
 def schedules(settings: Settings) -> tuple[str, ...]:
-    """The network's own; for LeNets, which are cheap, a constant rate too."""
+    """The network's own schedule; for LeNets, which are cheap, a constant rate too."""
     own = settings.recipe.schedule
     return (own, "constant") if settings.network.startswith("lenet") else (own,)
 
@@ -104,7 +104,7 @@ def course(values: NDArray[np.float64], epochs: NDArray[np.float64]) -> dict[str
 
 
 def numbers(runs: list[dict[str, Any]]) -> list[Row]:
-    """What `one` gives, a seed each, without the courses: of these a few moments."""
+    """What `one` gives, for each seed; of the courses a few moments."""
     found = []
     for run in runs:
         place, epochs = (run["schedule"], run["seed"]), run["epochs"]

@@ -6,16 +6,12 @@ the sparsity and little else can come out, and over draws at one sparsity, where
 """
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from spectral_kernels import LawName
 from torch import nn
 
-import spectral_engine as se
 from bench.paper.reporting import correlations
 from bench.paper.reporting.correlations import (
     across,
@@ -30,23 +26,21 @@ from bench.paper.reporting.output import Result, panels, style
 from bench.paper.reporting.statistics import mean_interval
 from bench.paper.runs.dense import Dense, trained
 from bench.paper.runs.jobs import Settings, kept, run_all
+from bench.paper.tasks.methods import (
+    DRAWN,
+    FEW,
+    FEW_DRAWN,
+    PLAIN,
+    SETTINGS,
+    Setting,
+    pruned,
+)
 from bench.paper.training.data import Part
 from bench.paper.training.loop import Judge, accuracy
-from bench.recipes import METHODS, REFITS
 from bench.tables import Table
 from bench.tidy import Row, as_written, over_seeds, records
 
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-LAWS: tuple[LawName, ...] = (
-    "l1",
-    "l2",
-    "hybrid",
-    "row-l1",
-    "bernstein",
-    "am07",
-    "trimmed-l2",
-    "quantised",
-)
 #: Draws of one method on one network at each of these sparsities.
 DRAWS, DRAWN_AT = 8, (0.5, 0.8)
 NOTES = {
@@ -55,64 +49,6 @@ NOTES = {
     "left out": "the errors of each network: their means over the seeds are here; single draws: "
     "the mean and the standard deviation of their accuracy on each network are here",
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A method by its name; "random" keeps entries regardless of what they are.
-
-    law, rescale, mixture: None for the method's own.
-    """
-
-    method: str
-    law: LawName | None = None
-    rescale: bool | None = None
-    mixture: float | None = None
-    refit: str | None = None
-
-    @property
-    def label(self) -> str:
-        """How tables and plots call it."""
-        rescaled = {None: "", True: "rescaled", False: "not rescaled"}[self.rescale]
-        mixture = "" if self.mixture is None else f"unmixed{'' if self.law else ' threshold'}"
-        parts = (self.method, mixture, self.law, rescaled, self.refit and f"+ {self.refit}")
-        return " ".join(part for part in parts if part)
-
-    @property
-    def recipe(self) -> se.Recipe:
-        """As `prune` takes it, the sparsity apart; there is none for "random"."""
-        own = {"law": self.law, "rescale": self.rescale, "mixture": self.mixture}
-        given = {name: value for name, value in own.items() if value is not None}
-        refit = None if self.refit is None else REFITS[self.refit]()
-        return se.Recipe(METHODS[self.method](**given), refit=refit)
-
-
-PRINCIPAL = [
-    Setting("principal", law, rescale, 0.0) for law in LAWS[:2] for rescale in (False, True)
-]
-PLAIN = [
-    Setting("magnitude"), Setting("random"),
-    *(Setting("randomized", law) for law in LAWS),
-    Setting("principal"), Setting("principal", mixture=0.0), *PRINCIPAL, Setting("aligned"),
-]  # fmt: skip
-REFITTED = [
-    Setting("magnitude"), Setting("randomized", "l1"), Setting("randomized", "l1", False),
-    Setting("principal"), Setting("principal", "l1", False, 0.0), Setting("aligned"),
-]  # fmt: skip
-#: Refits that need no calibration.
-DATA_FREE = [name for name, refit in REFITS.items() if not refit.needs_inputs]
-SETTINGS = [
-    *PLAIN,
-    *(Setting(**vars(one) | {"refit": refit}) for one in REFITTED for refit in DATA_FREE),
-]
-DRAWN = [Setting("random"), Setting("randomized", "l1"), Setting("randomized", "l2"), PRINCIPAL[0]]
-#: One of each kind, for thinned networks.
-FEW = [
-    *PLAIN[:4], Setting("randomized", "trimmed-l2"), Setting("randomized", "l1", False),
-    Setting("principal"), *PRINCIPAL[:2], Setting("aligned"),
-    Setting("magnitude", refit="spectral"), Setting("principal", refit="spectral"),
-]  # fmt: skip
-FEW_DRAWN = [DRAWN[1], DRAWN[3]]
 
 
 def run(settings: Settings) -> Result:
@@ -141,19 +77,19 @@ def run(settings: Settings) -> Result:
 
 
 def chosen(settings: Settings) -> list[Setting]:
-    """All; few where it must be quick, or where the network is thinned."""
+    """All settings; few where it must be quick, or where the network is thinned."""
     if settings.quick:
         return [PLAIN[0], PLAIN[1], PLAIN[2], SETTINGS[-1]]
     return FEW if settings.chosen.thinned else SETTINGS
 
 
 def sparsities(settings: Settings) -> tuple[float, ...]:
-    """All; few where it must be quick."""
+    """All sparsities; few where it must be quick."""
     return (0.5, 0.9) if settings.quick else SPARSITIES
 
 
 def images(settings: Settings) -> tuple[int, ...]:
-    """How many of the test images, the first, judge a row; none is named where all do."""
+    """How many of the first test images judge a row, as a tuple of one; empty where all do."""
     judges = settings.chosen.judges
     return () if judges is None else (judges,)
 
@@ -232,44 +168,13 @@ def row(
     }
 
 
-def pruned(model: nn.Module, setting: Setting, sparsity: float, seed: int) -> list[str]:
-    """Prune in place; the names of the weights pruned."""
-    if setting.method == "random":
-        return random(model, sparsity, seed)
-    return by_prune(model, setting, sparsity, seed)
-
-
-def by_prune(
-    model: nn.Module, setting: Setting, sparsity: float, seed: int, ignore: list[str] | None = None
-) -> list[str]:
-    """The same for what `prune` takes; `ignore` are its names of weights to leave alone."""
-    report = se.prune(
-        model, setting.recipe, sparsity, ignore=ignore, seed=seed, masks=False, progress=False
-    )
-    return list(dict.fromkeys(layer.name.partition("[")[0] for layer in report.layers))
-
-
-def random(model: nn.Module, sparsity: float, seed: int) -> list[str]:
-    """As many zeros as asked for in every weight, anywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    names = [name for name, weight in model.named_parameters() if weight.ndim >= 2]
-    with torch.no_grad():
-        for name in names:
-            weight = model.get_parameter(name)
-            order = torch.randperm(weight.numel(), generator=generator)
-            dropped = torch.zeros(weight.numel(), dtype=torch.bool)
-            dropped[order[: round(sparsity * weight.numel())]] = True
-            weight.masked_fill_(dropped.view(weight.shape).to(weight.device), 0.0)
-    return names
-
-
 # Tables and figure
 
 
 def numbers(
     rows: list[dict[str, Any]], repeats: list[dict[str, Any]], dense: list[float]
 ) -> list[Row]:
-    """Accuracies a seed each, errors over the seeds; of the draws mean and spread."""
+    """Accuracies for each seed, errors over the seeds, and the mean and spread of the draws."""
     found = [Row("", seed, "", None, "dense", value) for seed, value in enumerate(dense)]
     found += [Row("", row["seed"], row["setting"], row["requested"], "test", row["test"])
               for row in rows]  # fmt: skip

@@ -133,7 +133,7 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def ends(rows: list[dict[str, Any]], start: str, sparsity: float) -> list[float]:
-    """Accuracies at the end, a seed each."""
+    """Accuracies at the end, one a seed."""
     return [r["retrained"] for r in rows if (r["start"], r["requested"]) == (start, sparsity)]
 
 

@@ -63,7 +63,7 @@ class Recipe:
 
 
 class Follower(Protocol):
-    """What goes along with training and is saved with it: a SpectrumTracker or a Pruner."""
+    """What runs beside the training and is saved with it: a SpectrumTracker or a Pruner."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -84,7 +84,7 @@ def accuracy(
     device: str = "cpu",
     batch: int = 500,
 ) -> float:
-    """The fraction that the model, in evaluation mode meanwhile, puts into its class."""
+    """The fraction of images that the model classifies rightly, in evaluation mode."""
     training = model.training
     model.to(device).eval()
     correct = 0
@@ -126,7 +126,7 @@ class Training:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def run(self, until: int | None = None) -> "Training":
-        """Train to the end from where the file leaves off; the model is in evaluation mode then.
+        """Train to the end, from where the file left off; the model ends up in evaluation mode.
 
         until: the number of epochs after which to stop before the end.
         """
@@ -227,7 +227,7 @@ def soft_targets(
             [teacher(prepare(images.to(device))).cpu() for images in torch.split(part.images, 500)]
         )
     soft = torch.softmax(said / temperature, 1)
-    # A copy that is no inference tensor, since autograd is to save it.
+    # Inference tensors cannot be saved for the backward pass; a copy can.
     return share * soft.clone() + (1.0 - share) * one_hot(part.labels, soft.shape[1])
 
 

@@ -33,7 +33,7 @@ VGG19: tuple[int | str, ...] = (
     "M",
 )
 CLASSES, ROWS = 10, 28
-#: Test images by which thinned networks are judged.
+#: How many test images judge thinned networks.
 FEW_IMAGES = 2500
 
 
@@ -137,8 +137,8 @@ def lenet5(width: float) -> nn.Sequential:
 class InBfloat16(nn.Sequential):
     """Layers that compute in bfloat16, but for the last, from weights that stay float32.
 
-    A training step of VGG19 takes 0.6 of its time so on a CPU that multiplies bfloat16. The last
-    layer in 8 bits of mantissa would make ties of logits.
+    On a CPU that multiplies bfloat16, a training step of VGG19 takes 0.6 of the time in float32.
+    The last layer stays in float32, since 8 bits of mantissa would make logits equal.
     """
 
     def forward(self, images: Tensor) -> Tensor:

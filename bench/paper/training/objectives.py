@@ -42,7 +42,7 @@ def pixels(part: Part) -> Tensor:
 def explained(
     model: nn.Module, part: Part, prepare: Callable[[Tensor], Tensor], device: str = "cpu"
 ) -> float:
-    """1 - squared error / variance, of the images that an autoencoder gives back; 1 at best."""
+    """1 - squared error / variance of the images that an autoencoder reconstructs; 1 at best."""
     wanted = pixels(part)
     training = model.training
     model.eval()

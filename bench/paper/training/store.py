@@ -14,7 +14,7 @@ from spectral_engine.checkpoints.atomic import replacing_file
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Numbers that are not finite become null."""
+    """Write JSON, with null for numbers that are not finite."""
     with replacing_file(path, force=True) as file:
         file.write((json.dumps(plain(value), indent=1) + "\n").encode())
 
@@ -24,9 +24,9 @@ def read_json(path: Path) -> Any:
 
 
 def remembered(path: Path, compute: Callable[[], Any]) -> Any:
-    """What is in the file, or else what `compute` gives, kept there for the next time.
+    """The value in the file; if there is none, what `compute` gives, which is then written there.
 
-    The value comes back as JSON has it both times.
+    Either way the value has gone through JSON.
     """
     if not path.exists():
         value = compute()

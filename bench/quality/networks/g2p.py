@@ -24,8 +24,8 @@ RECURRENT = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh"
 class GraphemeToPhoneme(nn.Module):
     """Letters (N, length), the mark of a word's end last, to logits (N, 20, 74) of phonemes.
 
-    The likeliest phoneme is the next step's input. A word that has ended takes no more steps, which
-    calibration would otherwise see too; from there on its logits stand for the mark of the end.
+    The likeliest phoneme is the next step's input. A word that has ended takes no more steps, since
+    calibration would see them too; its further logits say "the end".
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """English sentences and words that most machines have: Python's docstrings and licence texts.
 
 Documents, not sentences, are split: a module's docstrings are wholly for calibration or wholly held
-out, and so is a licence. A sentence that occurs on both sides is held out from neither but dropped.
+out, and so is a licence. A sentence that occurs on both sides is dropped.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-#: Where Debian keeps them; other systems do without.
+#: Where Debian keeps licence texts; on other systems there are none.
 LICENCES = Path("/usr/share/common-licenses")
 HELD_OUT_LICENCE = "GPL-3"
 CALIBRATION_LICENCES = ("Apache-2.0", "Artistic", "GFDL-1.3", "MPL-2.0")

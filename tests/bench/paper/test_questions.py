@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import spectral_engine as se
 from bench.paper.runs import dense
 from bench.paper.runs.jobs import Settings
-from bench.paper.tasks import headtohead, oneshot, rewinding
+from bench.paper.tasks import headtohead, methods, oneshot, rewinding
 from bench.paper.training import loop as training
 from bench.paper.training import networks, objectives
 from bench.paper.training.data import Part
@@ -134,7 +134,7 @@ def test_a_thinned_network_is_judged_by_the_first_images(
     assert oneshot.judged(settings, model) == expected != dense.tested(settings, model)
     rows = [{"variant": "", "setting": "magnitude", "sparsity": 0.5, "test": 0.5}]
     assert "50 test images" in oneshot.accuracies(settings, rows).title
-    assert len(oneshot.chosen(replace(settings, quick=False))) == len(oneshot.FEW)
+    assert len(oneshot.chosen(replace(settings, quick=False))) == len(methods.FEW)
 
 
 def test_vgg_computes_in_bfloat16_from_float32_weights() -> None:

@@ -15,10 +15,11 @@ import spectral_engine as se
 from bench import tidy
 from bench.paper.reporting import correlations
 from bench.paper.reporting.output import Result
-from bench.paper.reproduce import reproduce
+from bench.paper.reproduce import TASKS, reproduce
 from bench.paper.runs import dense, jobs
 from bench.paper.runs.jobs import Settings
-from bench.paper.tasks import TASKS, headtohead, iterative, learning, oneshot
+from bench.paper.tasks import headtohead, iterative, learning, methods, oneshot
+from bench.paper.tasks.plans import Plan
 from bench.paper.tasks.sweeps import sweep
 from bench.paper.training import data, networks, store
 from bench.paper.training import loop as training
@@ -70,7 +71,7 @@ def test_each_task_runs_and_writes_its_files(task: str, make: Callable[..., Sett
 def test_every_network_trains_and_is_pruned(network: str, make: Callable[..., Settings]) -> None:
     """Catches images of the wrong shape, and layers of a network that are not seen or pruned."""
     settings = make(network=network, subset=128, width=0.0625, seeds=1)
-    found = iterative.one(settings, 0, iterative.Plan("x", ((0.5, 1),), 1e-3, 0.0))
+    found = iterative.one(settings, 0, Plan("x", ((0.5, 1),), 1e-3, 0.0))
     kept = found["rounds"][0]["kept"]
     weights = {name for name, size in found["sizes"].items() if name.split(".")[-1] == "weight"}
     assert len(kept) >= 3
@@ -132,7 +133,7 @@ def test_a_stopped_run_goes_on_with_the_same_result(
     task: str, make: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches optimiser, generator, tracker, pruner or early weights lost when taken up again."""
-    plan = iterative.Plan("x", ((0.5, 2), (0.8, 2)), 1e-3, 0.0, "randomized")
+    plan = Plan("x", ((0.5, 2), (0.8, 2)), 1e-3, 0.0, "randomized")
     runs: dict[str, Callable[[Settings], Any]] = {
         "learning": lambda settings: learning.one(settings, "cosine", 0),
         "iterative": lambda settings: iterative.one(settings, 0, plan),
@@ -223,15 +224,15 @@ def test_a_finished_run_is_not_computed_again(
 ) -> None:
     """Catches a cache that is not used, or used for other settings."""
     settings = make(seeds=1)
-    oneshot.one(settings, 0, oneshot.PLAIN[0])
+    oneshot.one(settings, 0, methods.PLAIN[0])
 
     def refuse(*_: Any) -> None:
         raise StoppedError
 
     monkeypatch.setattr(training.Training, "_epoch", refuse)
-    assert oneshot.one(settings, 0, oneshot.PLAIN[0])
+    assert oneshot.one(settings, 0, methods.PLAIN[0])
     with pytest.raises(StoppedError):
-        oneshot.one(replace(settings, subset=99), 0, oneshot.PLAIN[0])
+        oneshot.one(replace(settings, subset=99), 0, methods.PLAIN[0])
 
 
 # Parts
@@ -346,7 +347,7 @@ def test_every_method_reaches_the_sparsity(name: str, make: Callable[..., Settin
         (["learning", "--seeds", "0"], "seeds: expected 1 or more; got 0"),
         (["learning", "--subset", "9999"], "subset: expected 1 to 550"),
         (["depth", "--network", "vgg19"], "network: task 'depth' has networks of its own"),
-        (["learning", "--device", "gpu"], "device: expected auto, cpu or cuda; got 'gpu'"),
+        (["learning", "--device", "gpu"], "device: expected one of auto, cpu, cuda; got 'gpu'"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -391,6 +392,6 @@ def test_random_pruning_of_weights_that_are_not_contiguous() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 5)).to(memory_format=torch.channels_last)
     plain = nn.Sequential(nn.Conv2d(3, 8, 5))
     plain.load_state_dict(model.state_dict())
-    assert oneshot.random(model, 0.7, seed=1) == oneshot.random(plain, 0.7, seed=1) == ["0.weight"]
+    assert methods.random(model, 0.7, seed=1) == methods.random(plain, 0.7, seed=1) == ["0.weight"]
     assert int((model[0].weight == 0).sum()) == round(0.7 * model[0].weight.numel())
     assert torch.equal(model[0].weight, plain[0].weight)

@@ -16,6 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
+from bench import tidy
 from bench.speed import baselines, report, test_speed
 from bench.speed.cases import SIZES, Case, selection
 from bench.speed.operations import OPERATIONS
@@ -63,6 +64,21 @@ def test_every_row_carries_its_fields(result: dict[str, Any]) -> None:
     assert {
         (row["operation"], row["backend"]) for row in rows if row["device"] == "cpu"
     } == expected
+
+
+def test_the_numbers_to_keep_are_those_of_the_rows(result: dict[str, Any], tmp_path: Path) -> None:
+    """A row or a ratio that is not in the CSV, two rows under one name, a head without versions."""
+    rows = report.rows_of(result)
+    tidy.write(tmp_path / "speed.csv", report.numbers(rows), report.head(result))
+    head, found = tidy.read(tmp_path / "speed.csv")
+    assert len({row[:5] for row in found}) == len(found)
+    assert [row.value for row in found if row.metric == "ratio_copy"] == [
+        pytest.approx(row["ratio_copy"], rel=1e-4) for row in rows
+    ]
+    kept = {row.metric for row in found}
+    assert {"ms", "copy_ms", "ratio_copy_new", "speedup_pytorch", "speedup_oracle"} <= kept
+    assert all(name in head["versions"] for name in ("python 3", "torch 2", "numba 0"))
+    assert len(head["date"]) == len("2026-11-23")
 
 
 def test_ratio_is_that_of_pairs_of_the_same_run(result: dict[str, Any]) -> None:

@@ -20,9 +20,10 @@ from bench.paper.reporting.output import Result, falling_share, listed, panels, 
 from bench.paper.reporting.statistics import mean_interval, spearman
 from bench.paper.runs.dense import trained
 from bench.paper.runs.jobs import Settings, kept, run_all
-from bench.paper.tasks.iterative import TEST, Plan, follow
-from bench.paper.tasks.oneshot import Setting
+from bench.paper.tasks.iterative import TEST, follow
+from bench.paper.tasks.methods import Setting
 from bench.paper.tasks.oneshot import row as measured
+from bench.paper.tasks.plans import Plan
 from bench.paper.training.loop import Recipe
 from bench.tables import Table
 from bench.tidy import Row, as_written, over_seeds, records
@@ -80,7 +81,7 @@ def run(
 
 
 def notes(recipes: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """For the head of the CSV: how the variants are trained, once where all are so."""
+    """For the head of the CSV: the recipe of each variant, or the one that all share."""
     told = {f"recipe of {variant}": listed(recipe) for variant, recipe in recipes.items()}
     if len(set(told.values())) == 1:
         told = {"recipe of all variants": next(iter(told.values()))}
@@ -88,7 +89,7 @@ def notes(recipes: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def numbers(rows: list[dict[str, Any]]) -> list[Row]:
-    """What `one` gives, a seed each; of pruning in one shot, the mean over the seeds."""
+    """What `one` gives, for each seed; of pruning in one shot, the mean over the seeds."""
     found = []
     for row in rows:
         place = (row["variant"], row["seed"], "")
@@ -206,7 +207,7 @@ def settling(dense: Any) -> dict[str, Any]:
 def limit(dense: float, sparsities: Sequence[float], reached: Sequence[float]) -> float:
     """The sparsity at which the loss of accuracy first comes to `LOSS`, by interpolation.
 
-    0 is dense; the largest of the sparsities where the loss never does.
+    The loss is 0 at sparsity 0. Where it never comes to `LOSS`, this is the largest sparsity.
     """
     before, lost_before = 0.0, 0.0
     for sparsity, accuracy in zip(sparsities, reached, strict=True):
