@@ -28,7 +28,7 @@ from typing import BinaryIO
 from .formats.base import naming, open_regular
 from .leftovers import PARTIAL, REPLACED, held, recover, remove, temporary
 from .renaming import exchange, rename_to_free
-from .termination import cleaning_up
+from .termination import cleaning_up, shielded
 
 PERMISSION_BITS = 0o777
 OWNER_ALL = 0o700
@@ -70,14 +70,16 @@ def replacing_file(target: Path, *, force: bool, like: Path | None = None) -> It
             with naming(target), new_file(path, allowed) as file:
                 lock.enter_context(held(path))
                 yield file
-            if target.exists():
-                os.chmod(path, permissions(target))
-            if force:
-                os.replace(path, target)
-            else:
-                _to_free(path, target)
+            with shielded():
+                if target.exists():
+                    os.chmod(path, permissions(target))
+                if force:
+                    os.replace(path, target)
+                else:
+                    _to_free(path, target)
         finally:
-            remove(path)
+            with shielded():
+                remove(path)
     _sync_folder(target.parent)
 
 
@@ -102,12 +104,14 @@ def replacing_folder(target: Path, *, like: Path, force: bool) -> Iterator[Path]
             with naming(target):
                 yield path
             _sync_folder(path)
-            if force and os.path.lexists(target):
-                _replace_folder(path, target)
-            else:
-                _to_free(path, target)
+            with shielded():
+                if force and os.path.lexists(target):
+                    _replace_folder(path, target)
+                else:
+                    _to_free(path, target)
         finally:
-            remove(path)
+            with shielded():
+                remove(path)
 
 
 def new_folder(path: Path, like: Path) -> None:

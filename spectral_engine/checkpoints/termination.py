@@ -18,6 +18,30 @@ class _Ended(BaseException):
         self.number = number
 
 
+class _Shield:
+    """How many blocks hold signals back, and the signal that has come meanwhile."""
+
+    depth = 0
+    pending: int | None = None
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Hold back the signals of `cleaning_up` while a short block renames and removes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _Shield.depth += 1
+    try:
+        yield
+    finally:
+        _Shield.depth -= 1
+        number = _Shield.pending
+        if number is not None and _Shield.depth == 0:
+            _Shield.pending = None
+            raise _Ended(number)
+
+
 @contextmanager
 def cleaning_up() -> Iterator[None]:
     """Let a signal that would end the process at once end it after the block's own cleanup.
@@ -46,4 +70,7 @@ def cleaning_up() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    if _Shield.depth:
+        _Shield.pending = number
+        return
     raise _Ended(number)

@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spectral_engine.checkpoints import atomic, leftovers, open_checkpoint, renaming, rewrite
+from spectral_engine.checkpoints import (
+    atomic,
+    leftovers,
+    open_checkpoint,
+    renaming,
+    rewrite,
+    termination,
+)
 
 ENDINGS = """
 import os, signal, sys, torch
@@ -207,6 +214,24 @@ def test_folders_are_exchanged_in_one_step(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic.os, "rename", never)
     rewrite(source, target, lambda name, tensor: 2 * tensor, force=True)
     assert load_file(target / "model.safetensors")["a"][0, 0] == 2
+
+
+def test_signal_while_the_target_is_replaced(tmp_path, monkeypatch):
+    """Catches an old folder half removed, or left aside, by SIGTERM in the moment of the swap."""
+    source, target = make(tmp_path, "folder", "in", 1), make(tmp_path, "folder", "out", 7)
+    rmtree, killed = leftovers.shutil.rmtree, []
+
+    def interrupted(path):
+        signal.raise_signal(signal.SIGTERM)
+        rmtree(path)
+
+    monkeypatch.setattr(leftovers.shutil, "rmtree", interrupted)
+    monkeypatch.setattr(termination.os, "kill", lambda *arguments: killed.append(arguments))
+    with pytest.raises(termination._Ended):
+        rewrite(source, target, lambda name, tensor: 2 * tensor, force=True)
+    assert killed == [(os.getpid(), signal.SIGTERM)]
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+    assert value(target) == 2
 
 
 def test_signals_are_given_back(tmp_path):
