@@ -97,7 +97,7 @@ class RecipeSelector:
 
     @property
     def unmatched(self) -> list[str]:
-        """Patterns that have matched nothing yet; those of a recipe among several with its number."""
+        """Patterns that matched nothing yet; those of several recipes with the recipe's number."""
         several = len(self._own) > 1
         return [
             *self._call.unmatched,
