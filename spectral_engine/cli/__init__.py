@@ -47,7 +47,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's is one line on stderr and exit status 1."""
+    """Run the command line; a mistake of the user is one line on stderr and exit status 1."""
     try:
         app()
     except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
