@@ -75,7 +75,7 @@ def plan(weight: torch.Tensor) -> Plan:
     count = int(torch.count_nonzero(words))
     plans = [dense, _bitmask_plan(shape, count)]
     if count <= DENSEST_GAPS * weight.numel():
-        gaps = _gaps(torch.nonzero(words.reshape(-1)).reshape(-1).numpy())
+        gaps = _gaps(torch.nonzero(words.reshape(-1)).reshape(-1).numpy(), weight.numel())
         length = count + int((gaps // _MORE).sum())
         plans.append(_plan(DELTAS, shape, count, {DELTAS: (length,)}))
     pattern = patterns.pattern_of(words.numpy(), count)
@@ -268,28 +268,32 @@ def _with_zeros(packed: Packed, bits: Any, filled: Any) -> torch.Tensor:
     return values
 
 
-def _gaps(places: Any) -> Any:
-    """How many zeros lie before each value, counted from the value before it."""
-    return np.diff(places, prepend=-1) - 1
+def _gaps(places: Any, size: int) -> Any:
+    """How many zeros lie before each value, since the value before it, and behind the last."""
+    return np.diff(places, prepend=-1, append=size) - 1
 
 
 def _deltas(packed: Packed) -> Any:
     n = packed.shape[1]
     bits = np.unpackbits(packed.bitmask.numpy(), axis=1, count=n, bitorder="little")
-    gaps = _gaps(np.flatnonzero(bits))
+    gaps = _gaps(np.flatnonzero(bits), bits.size)
     ends = np.cumsum(gaps // _MORE + 1) - 1
-    deltas = np.full(int(ends[-1]) + 1 if ends.size else 0, _MORE, np.uint8)
-    deltas[ends] = gaps % _MORE
+    # The end behind the last value is not written: the shape says it.
+    deltas = np.full(int(ends[-1]), _MORE, np.uint8)
+    deltas[ends[:-1]] = gaps[:-1] % _MORE
     return deltas
 
 
 def _bits_from_deltas(deltas: Any, count: int, m: int, n: int) -> Any:
     ends = np.flatnonzero(deltas != _MORE)
-    if ends.size != count or (deltas.size and deltas[-1] == _MORE):
+    if ends.size != count:
         raise ValueError(f"{DELTAS}: expected the gaps of {count} values; got those of {ends.size}")
     places = np.cumsum(deltas, dtype=np.int64)[ends] + np.arange(count)
-    if count and places[-1] >= m * n:
-        raise ValueError(f"{DELTAS}: expected places below {m * n}; got {places[-1]}")
+    last = int(places[-1]) if count else -1
+    behind = deltas.size - (int(ends[-1]) + 1 if count else 0)
+    # So that a few bytes cannot claim a matrix that fills the memory.
+    if (m * n - 1 - last) // _MORE != behind or last >= m * n:
+        raise ValueError(f"{DELTAS}: expected those of {m * n} entries; got others")
     width = -(-n // 8)
     bits = np.zeros(m * width, np.uint8)
     columns = places % n
