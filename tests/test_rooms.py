@@ -169,7 +169,7 @@ def test_arrows_between_rooms_point_down():
     """Catches a room that imports one above it, and a room that has no place in the order."""
     for name, targets in arrows().items():
         package, room = room_of(name)
-        if not room:
+        if room in ("", "__main__"):
             continue
         order = ORDER[package]
         assert room in order, f"{name}: the room {room} is not in ORDER"

@@ -170,10 +170,18 @@ def test_usage(call):
     assert call("--version")[1].strip() == se.__version__
 
 
-def test_installed_command(source):
+@pytest.mark.parametrize(
+    "command",
+    [
+        [Path(sys.executable).with_name("spectral-engine")],
+        [sys.executable, "-m", "spectral_engine"],
+        [sys.executable, "-m", "spectral_engine.cli"],
+    ],
+)
+def test_installed_command(source, command):
     """Catches an entry point that is missing, or that dies outside of pytest."""
     done = subprocess.run(
-        [Path(sys.executable).with_name("spectral-engine"), "prune", source, "-o", "o.safetensors"],
+        [*command, "prune", source, "-o", "o.safetensors"],
         capture_output=True,
         text=True,
         check=False,
