@@ -24,6 +24,7 @@ from bench.speed.problem import Problem
 from bench.speed.timing import LEAST_ROUNDS, MOST_ROUNDS, interleave, ratio
 
 ROOT = Path(__file__).parents[3]
+SUITE = "bench/speed/test_speed.py"
 SIZE = 33  # not divisible by 4
 FIELDS = {"operation", "backend", "device", "shape", "dtype", "sparsity", "bytes", "gb_per_s", "ms"}
 RATIOS = {"reference", "ratio_copy", "ratio_copy_new", "seconds", "copy_seconds"}
@@ -31,11 +32,11 @@ RATIOS = {"reference", "ratio_copy", "ratio_copy_new", "seconds", "copy_seconds"
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `pytest --benchmark` writes for one tiny size."""
+    """What `pytest --benchmark` writes of the operations for one tiny size."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
     options = ["--benchmark", "-q", "-k", "float32", f"--benchmark-json={path}"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, SUITE],
         cwd=ROOT, env=os.environ | {"BENCH_SIZES": str(SIZE)}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
