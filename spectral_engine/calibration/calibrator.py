@@ -3,7 +3,8 @@
 Layers that see the same inputs, such as query, key and value, make one stage and share one matrix
 of moments. A pass over the batches gathers as many stages as memory allows, and ends each batch
 where nothing more of them can come. What is pruned between two passes is seen by the later one, as
-in SparseGPT (arXiv 2301.00774).
+in SparseGPT (arXiv 2301.00774). What ran before that is kept, as far as memory allows, so that many
+passes cost the depth of the network and not its square.
 
 Which layers share their inputs, and where a pass can end, is learnt by tracing forward passes, and
 holds for every batch: several passes begin with one that only traces. A single pass has no end; it
@@ -16,7 +17,7 @@ the copy puts out there, from the inputs that the pruned model has (GPTAQ, arXiv
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -34,11 +35,11 @@ from spectral_engine.calibration.batches import (
     held,
     named_error,
 )
-from spectral_engine.calibration.cost import say_if_long
 from spectral_engine.calibration.dense_reference import DenseReference
-from spectral_engine.calibration.forward import Hook, ending, evaluating, until_end
+from spectral_engine.calibration.forward import Hook, ending, evaluating, require_loaded, until_end
 from spectral_engine.calibration.inputs import Call, flat
 from spectral_engine.calibration.positions import Positions, Sample, rows_taken
+from spectral_engine.calibration.replay import Replay
 from spectral_engine.calibration.request import Calibration, Request
 from spectral_engine.calibration.stages import (
     Stage,
@@ -47,6 +48,8 @@ from spectral_engine.calibration.stages import (
     divided,
     features_of,
     held_bytes,
+    held_elsewhere,
+    say_if_long,
     sources_of,
     stage_bytes,
     stages_of,
@@ -102,22 +105,26 @@ class Calibrator:
     _hidden: list[Calibrated] = field(init=False, repr=False)
     _wanted: list[Wanted] = field(init=False, repr=False)
     _unseen: list[Layer] = field(init=False, repr=False)
+    _elsewhere: set[str] = field(init=False, repr=False)
     _trace: Trace = field(init=False, repr=False)
     _positions: Positions = field(init=False, repr=False)
     _run: Forward = field(init=False, repr=False)
     _seconds: float = field(init=False, repr=False, default=0.0)
 
     def __post_init__(self) -> None:
-        _require_loaded(self.model)
+        require_loaded(self.model)
         self._run = self.calibration.forward or call
         self._batches = held(self.calibration.batches)
         self._positions = Positions(self.model, self.calibration.positions)
         self._hidden, self._wanted, self._passes, self._unseen = [], [], [], []
+        self._elsewhere = set()
         names = {id(module): name for name, module in self.model.named_modules()}
         for request in self.requests:
             sources, reason = sources_of(request.layer, names)
             if reason is None:
                 self._wanted.append((request, sources))
+                if held_elsewhere(request.layer, sources):
+                    self._elsewhere.add(request.layer.name)
             else:
                 self._hidden.append(Calibrated(request.layer, None, reason))
         found = {source.key: source for _, sources in self._wanted for source in sources}
@@ -197,7 +204,7 @@ class Calibrator:
         dense = copy.deepcopy(self.model) if asymmetric and self._passes else None
         if self._passes and not self._traced_all:  # a single pass
             [stages] = self._passes
-            sums = self._gather(stages, dense, traced=False)
+            sums = self._gather(stages, dense)
             self._arrange()
             if len(self._passes) == 1 and alike(stages, self._passes[0]):
                 yield from self._given(sums)
@@ -205,16 +212,39 @@ class Calibrator:
                 return
             del sums
             self._require_memory()
-        for stages in self._passes:
-            yield from self._given(self._gather(stages, dense, traced=True))
+        replays = self._replays(dense)
+        for i, stages in enumerate(self._passes):
+            unfinished = list(chain(*self._passes[i:]))
+            yield from self._given(self._gather(stages, dense, replays, unfinished))
+            if not self._elsewhere.isdisjoint(layer.name for one in stages for layer in one.layers):
+                for replay in replays:
+                    replay.forget()
         yield from self._without()
+
+    def _replays(self, dense: nn.Module | None) -> list[Replay]:
+        """For the model, and the dense one if there is one, in the memory that moments leave."""
+        models = [self.model] if dense is None else [self.model, dense]
+        left = self.calibration.max_bytes - self.bytes if len(self._passes) > 1 else 0
+        return [Replay(model, left // len(models)) for model in models]
 
     def _without(self) -> Iterator[Calibrated]:
         yield from self._hidden
         yield from (Calibrated(layer, None, UNREACHED) for layer in self._unseen)
 
-    def _gather(self, stages: list[Stage], dense: nn.Module | None, *, traced: bool) -> list[_Sum]:
-        """One pass over the batches; all are traced already, or else are now."""
+    def _gather(
+        self,
+        stages: list[Stage],
+        dense: nn.Module | None,
+        replays: Sequence[Replay] = (),
+        unfinished: Sequence[Stage] = (),
+    ) -> list[_Sum]:
+        """One pass over the batches.
+
+        Args:
+            stages: to gather. dense: the dense model, if its inputs are gathered too.
+            replays: for the model and the dense one; without, batches are traced that are not yet.
+            unfinished: the stages whose layers are still to be pruned.
+        """
         stages = sorted(stages, key=stage_bytes)
         sums = [
             _Sum(
@@ -225,29 +255,58 @@ class Calibrator:
             for stage in stages
         ]
         keys = [source.key for stage in stages for source in stage.sources]
-        end = self._trace.end_of(keys) if traced else None
-        known = len(self._trace.batches)
+        end = self._trace.end_of(keys) if replays else None
+        known, place = len(self._trace.batches), [0]
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
+            waiting = [source for stage in unfinished for source in self._of_stage(stage)]
+            for replay in replays:
+                stack.enter_context(replay.watching(waiting))
+            if replays and replays[0].keeps(0) and not self._agrees(replays[0], stages, end):
+                for replay in replays:
+                    replay.stop()
             reference = None
             if dense is not None:
                 reference = stack.enter_context(DenseReference(dense, stages, end))
-            place = [0]
             for one in sums:
                 for source in one.stage.sources:
                     hook = self._adding(source, one, reference, place)
                     stack.enter_context(source.hooked(hook))
             if end is not None:
                 stack.enter_context(end.hooked(ending))
-            if not traced:
+            if not replays:
                 stack.enter_context(self._trace.watching())
             for index, batch in self._copies():
                 place[0] = index
-                if reference is not None:
-                    reference.see(partial(self._forward, index=index, batch=copied(batch, None)))
-                with self._trace.batch() if index >= known else nullcontext():
+                with ExitStack() as here:
+                    for replay in replays:
+                        here.enter_context(replay.batch(index))
+                    if not replays and index >= known:
+                        here.enter_context(self._trace.batch())
+                    if reference is not None:
+                        again = copied(batch, None)
+                        reference.see(partial(self._forward, index=index, batch=again))
                     self._forward(self.model, index, batch)
         return sums
+
+    def _of_stage(self, stage: Stage) -> Iterator[Source]:
+        """Every source of a stage's layers, also where another one's inputs are the same."""
+        names = {layer.name for layer in stage.layers}
+        for request, sources in self._wanted:
+            if request.layer.name in names:
+                yield from sources
+
+    def _agrees(self, replay: Replay, stages: list[Stage], end: Source | None) -> bool:
+        """Whether layers see the same in the first batch with and without what is kept."""
+        _, batch = next(self._copies())
+        seen = []
+        with DenseReference(self.model, stages, end) as reference:
+            for giving in (True, False):  # or the full run would leave behind what is missed
+                with replay.batch(0, giving=giving):
+                    run = partial(self._forward, index=0, batch=copied(batch, None))
+                    reference.see(run)
+                seen.append(reference.seen)
+        return len(seen[0]) == len(seen[1]) and all(map(torch.equal, *seen))
 
     def _adding(
         self, source: Source, one: _Sum, reference: DenseReference | None, place: list[int]
@@ -335,13 +394,3 @@ class Calibrator:
             if named is error:
                 raise
             raise named from error
-
-
-def _require_loaded(model: nn.Module) -> None:
-    """Refuse weights that are elsewhere until a layer's turn comes."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise ValueError(
-                f"calibration: {name} is on the meta device: offloaded, or not loaded yet; expected"
-                " all weights in memory, as from_pretrained without device_map loads them"
-            )

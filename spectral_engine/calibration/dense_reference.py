@@ -1,4 +1,4 @@
-"""The dense model beside the one that is pruned: what it sees where the other is looked at."""
+"""What a model sees at some sources: the dense one, beside the one that is pruned."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from spectral_engine.calibration.trace import Key, Source
 
 
 class DenseReference:
-    """The dense model, and the inputs that it had at some sources in the batch it saw last."""
+    """A model, and the inputs that it had at some sources in the batch it saw last."""
 
     def __init__(self, model: nn.Module, stages: list[Stage], end: Source | None) -> None:
         self._model, self._stages, self._end = model, stages, end
@@ -43,6 +43,11 @@ class DenseReference:
                 self._seen.setdefault(source.key, []).append(found.detach().clone())
 
         return hook
+
+    @property
+    def seen(self) -> list[torch.Tensor]:
+        """All inputs of that batch."""
+        return [tensor for tensors in self._seen.values() for tensor in tensors]
 
     def see(self, run: Callable[[nn.Module], None]) -> None:
         """Keep what this run of the model gives in place of what the last gave."""

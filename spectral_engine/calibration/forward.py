@@ -104,3 +104,13 @@ def _uncompiled() -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it is slow
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def require_loaded(model: nn.Module) -> None:
+    """Refuse weights that are elsewhere until a layer's turn comes."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"calibration: {name} is on the meta device: offloaded, or not loaded yet; expected"
+                " all weights in memory, as from_pretrained without device_map loads them"
+            )

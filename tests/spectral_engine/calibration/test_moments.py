@@ -104,3 +104,21 @@ def test_peak_memory(refit):
             masks=False,
         )  # fmt: skip
     assert n * n * 4 < peak.most <= 2 * n * n * 4 + (1 << 20)
+
+
+@pytest.mark.parametrize("features", [7, 96, 600])
+def test_moments_do_not_depend_on_threads(features):
+    """Catches sums that are split between threads: other bits on another machine's setting."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 8))
+    batches = [torch.randn(3000, features) for _ in range(2)]
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(se.calibrate(model, batches).moments)
+    finally:
+        torch.set_num_threads(threads)
+    for name, moments in found[0].items():
+        assert torch.equal(moments.second, found[1][name].second)
+        assert torch.equal(moments.mean, found[1][name].mean)

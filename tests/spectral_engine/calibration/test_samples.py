@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import spectral_engine as se
-from spectral_engine.calibration import cost
+from spectral_engine.calibration import stages
 from spectral_engine.calibration.positions import Sample, rows_taken
 from tests.support.calibration_cases import Mlp, by_row, seeded
 
@@ -85,11 +85,11 @@ def test_dense_and_pruned_model_give_the_same_samples():
 
 def test_what_takes_long_is_said_before(monkeypatch):
     """Catches a calibration that runs for minutes without a word, and one that warns in vain."""
-    monkeypatch.setattr(cost, "_rate", lambda: 1e9)
-    monkeypatch.setattr(cost, "_SLOWEST", 1e9)
+    monkeypatch.setattr(stages, "_rate", lambda: 1e9)
+    monkeypatch.setattr(stages, "_SLOWEST", 1e9)
     model = nn.Sequential(nn.Conv2d(64, 2, 3, padding=1), nn.Conv2d(2, 2, 1))
     data = torch.randn(1, 64, 8, 8)
     se.calibrate(model, [data])
-    monkeypatch.setattr(cost, "LONG", 0.01)
+    monkeypatch.setattr(stages, "LONG", 0.01)
     with pytest.warns(UserWarning, match=r"the longest layers: 0.weight .*64 samples of 576 feat"):
         se.calibrate(model, [data])
