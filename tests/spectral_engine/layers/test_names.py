@@ -45,6 +45,8 @@ def test_a_wrapped_model_is_pruned_as_the_model_inside(wrap):
     se.apply_masks(mlp(), se.masks(wrapped))
     se.apply_masks(wrap(mlp()), se.masks(plain))
     assert list(se.calibrate(wrap(mlp()), data).moments) == names
+    assert [row.name for row in se.compare(mlp(), wrapped).layers] == names
+    assert se.SpectrumTracker(wrapped).names == names
     assert [row.name for row in se.prune(wrap(mlp()), ignore="0").layers] == ["2.weight"]
 
 
