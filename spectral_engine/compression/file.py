@@ -35,6 +35,7 @@ def compress_file(
     *,
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
+    keep_negative_zero: bool = True,
     force: bool = False,
     progress: Any = False,
 ) -> CompressReport:
@@ -52,6 +53,9 @@ def compress_file(
             pickle is run.
         target: .safetensors for a file, a folder for a folder.
         targets, ignore: globs over tensor names, with or without ".weight", or "re:...".
+        keep_negative_zero: store -0 as the value that it is. False makes it +0, which is not
+            stored: a product with a mask of zeros and ones, as `torch.nn.utils.prune` computes it,
+            leaves -0 for every negative weight.
         force: replace an existing target.
         progress: True for a bar on a terminal, False, or a function of each row.
 
@@ -78,6 +82,7 @@ def compress_file(
     True
     """
     boolean("force", force)
+    boolean("keep_negative_zero", keep_negative_zero)
     check_progress(progress)
     selector = Selector.of(targets, ignore)
     report = CompressReport()
@@ -88,12 +93,16 @@ def compress_file(
             if isinstance(checkpoint, Folder):
                 _check_folder(checkpoint, aim)
                 with replacing_folder(aim, like=path, force=force) as staging:
-                    _write_folder(checkpoint, staging, wanted, report, done)
+                    _write_folder(checkpoint, staging, wanted, report, done, keep_negative_zero)
             elif isinstance(checkpoint, CheckpointFile):
                 if aim.suffix != _SAFETENSORS or aim.is_dir():
                     raise ValueError(f"target: expected a {_SAFETENSORS} file; got {aim}")
                 with replacing_file(aim, like=path, force=force) as output:
-                    _add(report, write_compressed(checkpoint, output, wanted.__contains__, done))
+                    written = write_compressed(
+                        checkpoint, output, wanted.__contains__, done,
+                        keep_negative_zero=keep_negative_zero,
+                    )  # fmt: skip
+                    _add(report, written)
     report.unmatched += selector.unmatched
     return report
 
@@ -169,7 +178,12 @@ def _check_folder(folder: Folder, target: Path) -> None:
 
 
 def _write_folder(
-    folder: Folder, staging: Path, wanted: set[str], report: CompressReport, done: Any
+    folder: Folder,
+    staging: Path,
+    wanted: set[str],
+    report: CompressReport,
+    done: Any,
+    keep_negative_zero: bool,
 ) -> None:
     stored: dict[str, list[str]] = {}
     total = 0
@@ -177,7 +191,9 @@ def _write_folder(
     def write(shard: CheckpointFile, output: BinaryIO) -> None:
         nonlocal total
         own = set(folder.stored_in(shard))
-        written = write_compressed(shard, output, (wanted & own).__contains__, done)
+        written = write_compressed(
+            shard, output, (wanted & own).__contains__, done, keep_negative_zero=keep_negative_zero
+        )
         stored[folder.file_of(shard)] = [n for n, of in written.names.items() if of in own]
         total += written.bytes
         _add(report, written)

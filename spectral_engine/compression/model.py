@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral_engine._util.checks import boolean
 from spectral_engine.checkpoints.sparse import forms
 from spectral_engine.compression import transformers_hook
 from spectral_engine.compression.convolution import SparseConv
@@ -37,6 +38,7 @@ def compress(
     *,
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
+    keep_negative_zero: bool = True,
 ) -> CompressReport:
     """Replace pruned layers of a model by sparse ones, which hold values and bits, nothing dense.
 
@@ -47,6 +49,7 @@ def compress(
     Args:
         model: pruned; every layer to replace must be inside another module.
         targets, ignore: class names, globs over names, or "re:...", as for `prune`.
+        keep_negative_zero: see `compress_file`.
 
     Returns:
         How each weight is stored, and what stays dense.
@@ -72,6 +75,7 @@ def compress(
             f"model: expected a module that contains the layers; got a single "
             f"{type(model).__name__}, of which se.{sparse}.from_dense makes a sparse one"
         )
+    boolean("keep_negative_zero", keep_negative_zero)
     selector = Selector.of(targets, ignore)
     layers, skipped = find_layers(model, selector)
     report = CompressReport(skipped=[*skipped], unmatched=selector.unmatched)
@@ -79,7 +83,7 @@ def compress(
     for group in _by_parameter(layers).values():
         reason = _reason_against(group, targets is not None)
         if reason is None:
-            reason = _add(group[0], made, report)
+            reason = _add(group[0], made, report, keep_negative_zero)
         if reason is not None:
             report.skipped.append(Skipped(_name(group[0]), reason))
     for layer in layers:
@@ -161,10 +165,12 @@ def _reason_against(group: list[Layer], named: bool) -> str | None:
     return None
 
 
-def _add(layer: Layer, made: dict[int, SparseWeight], report: CompressReport) -> str | None:
+def _add(
+    layer: Layer, made: dict[int, SparseWeight], report: CompressReport, keep_negative_zero: bool
+) -> str | None:
     """Make the sparse modules of a weight and its row; the reason where it stays dense."""
     weight = layer.parameter.detach()
-    parts = parts_of_dense(weight)
+    parts = parts_of_dense(weight if keep_negative_zero else weight + 0.0)
     size = sum(part.nbytes for part in parts.values())
     if size >= weight.nbytes:
         return LARGER

@@ -58,6 +58,8 @@ def write_compressed(
     file: BinaryIO,
     wanted: Callable[[str], bool],
     done: Callable[[CompressedWeight], None] = lambda row: None,
+    *,
+    keep_negative_zero: bool = True,
 ) -> Written:
     """Write a weight file to an empty file, each wanted tensor in its smallest form.
 
@@ -66,6 +68,7 @@ def write_compressed(
         file: open to read and write.
         wanted: by name; other tensors stay as they are.
         done: called with the row of each weight that is written in a sparse form.
+        keep_negative_zero: False makes -0 in wanted tensors +0, which is not stored.
 
     Raises:
         CheckpointError: a tensor of a dtype that safetensors lacks, entries that are no tensors.
@@ -74,7 +77,9 @@ def write_compressed(
         raise CheckpointError(
             source.path, "only tensors, to write safetensors", brief(source.non_tensors())
         )
-    plans = {name: _planned(source, name) for name in source.names if wanted(name)}
+    plans = {
+        name: _planned(source, name, keep_negative_zero) for name in source.names if wanted(name)
+    }
     _keep_apart(source.names, plans)
     parts = sorted(
         (part for name in source.names for part in _parts(source, name, plans.get(name))),
@@ -90,7 +95,7 @@ def write_compressed(
         position += part.size
     rows = []
     for name in source.names:
-        row = _write(source, name, plans.get(name), places, file)
+        row = _write(source, name, plans.get(name), places, file, keep_negative_zero)
         if row is not None:
             rows.append(row)
             done(row)
@@ -104,11 +109,16 @@ def write_compressed(
     )
 
 
-def _planned(source: CheckpointFile, name: str) -> forms.Plan:
+def _planned(source: CheckpointFile, name: str, keep_negative_zero: bool) -> forms.Plan:
     """The plan of a tensor, in a function of its own, to let it go before the next one is read."""
     if not isinstance(source.dtype(name), torch.dtype):
         return forms.Plan("dense", {}, 0)
-    return forms.plan(source.read(name))
+    return forms.plan(_read(source, name, keep_negative_zero))
+
+
+def _read(source: CheckpointFile, name: str, keep_negative_zero: bool) -> torch.Tensor:
+    weight = source.read(name)
+    return weight if keep_negative_zero or weight.dtype not in forms.DTYPES else weight.add_(0.0)
 
 
 def _keep_apart(names: Iterable[str], plans: dict[str, forms.Plan]) -> None:
@@ -143,6 +153,7 @@ def _write(
     plan: forms.Plan | None,
     places: dict[tuple[str, str], tuple[int, _Part]],
     file: BinaryIO,
+    keep_negative_zero: bool,
 ) -> CompressedWeight | None:
     if plan is None or plan.form == "dense":
         file.seek(places[name, ""][0])
@@ -151,7 +162,7 @@ def _write(
         else:
             file.write(as_bytes(source.read(name)))
         return None
-    weight = source.read(name)
+    weight = _read(source, name, keep_negative_zero)
     shape, dtype = tuple(weight.shape), weight.dtype
     for part, tensor in forms.encode(weight, plan).items():
         start, planned = places[name, part]

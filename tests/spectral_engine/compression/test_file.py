@@ -160,6 +160,20 @@ def test_compressing_again_changes_nothing(tmp_path):
     assert small.read_bytes() == before
 
 
+def test_negative_zeros_if_they_are_not_wanted(tmp_path):
+    """Catches -0 lost though nobody asked for it, or stored though it was not wanted."""
+    weight = torch.where(pruned(16, 64, sparsity=0.75) == 0, -0.0, 1.0)
+    dense, small = (
+        save(tmp_path / "a.safetensors", {"a.weight": weight}),
+        tmp_path / "b.safetensors",
+    )
+    assert se.compress_file(dense, small).weights == []
+    report = se.compress_file(dense, small, keep_negative_zero=False, force=True)
+    assert report.weights[0].sparsity == 0.75
+    with open_checkpoint(small) as checkpoint:
+        assert equal_bits(checkpoint.read("a.weight"), weight + 0.0)
+
+
 def test_names_that_clash_stay_dense(tmp_path):
     """Catches two tensors stored under one name."""
     tensors = {"a.weight": pruned(16, 64, sparsity=0.7), "a.bitmask": torch.ones(3)}
