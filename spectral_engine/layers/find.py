@@ -1,7 +1,7 @@
 """Which weights of a model are pruned, or have spectra, and why the others are not or have none."""
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -236,7 +236,11 @@ def _select(
         return [], [Skipped(first.full, reason_not_seen(first.module, first.local))]
     layers: list[Layer] = []
     skipped: list[Skipped] = []
+    # A weight that is an embedding under one of its names is one under all: pruning the output
+    # head that shares it would prune the embedding.
+    opt_ins = [view.opt_in for one in names for view in one.views if view.opt_in]
     for view in first.views:
+        view = replace(view, opt_in=opt_ins[0] if opt_ins else "")
         aliases = [one.of(view) for one in others]
         names_of_view = (*called, first.of(view), *aliases)
         opt_in = "" if every else view.opt_in

@@ -133,7 +133,7 @@ def views_of(module: nn.Module) -> list[View]:
         kind = type(module).__name__
         if not isinstance(view, View):
             raise TypeError(f"register_layer: expected views of {kind}; got {view!r}")
-        if view.parameter not in module._parameters and not hasattr(module, view.parameter):
+        if not _holds(module, view.parameter):
             raise ValueError(
                 f"register_layer: expected views of parameters of {kind}; got {view.parameter!r}"
             )
@@ -279,3 +279,13 @@ _KNOWN: list[tuple[Views, tuple[type[nn.Module] | str, ...]]] = [
 for _views, _kinds in _KNOWN:
     for _kind in _kinds:
         register_layer(_kind, _views)
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    """Whether a module has a weight of that name; to read a parametrized one would run it."""
+    return (
+        name in module._parameters
+        or name in module._buffers
+        or name in vars(module)
+        or hasattr(type(module), name)
+    )

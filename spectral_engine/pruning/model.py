@@ -60,7 +60,8 @@ def prune(
             inputs cannot be seen are pruned without, and say so in the report.
         targets, ignore: class names ("Linear"), globs over names ("encoder.*", "lstm.*[[]cell]"),
             names as they are in a report, or "re:..."; they narrow what the recipe selects. By
-            default every weight, output heads included, but no embedding that is not tied to one.
+            default every weight, output heads included, but no embedding, also where an output head
+            shares its memory.
         seed: with the layer's name, whose hash is the stream, it fixes all draws. To draw again
             from what an earlier pruning kept, take another: under the same one it is kept again.
         masks: whether the zeros stay zero from now on, through any optimizer and any copy; see

@@ -18,8 +18,8 @@ class Select(Value):
     as it is in a report, or "re:..." that must match fully.
 
     Args:
-        targets: only these; None for every weight, output heads included, but no embedding that is
-            not tied to one.
+        targets: only these; None for every weight, output heads included, but no embedding, also
+            where an output head shares its memory.
         ignore: not these.
         split: weights that are several matrices, one above the other: from a pattern over names to
             the names of equal parts, {"*.qkv": ("q", "k", "v")}, or to their numbers of rows,

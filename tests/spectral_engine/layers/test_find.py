@@ -31,7 +31,7 @@ class TiedLSTM(nn.Module):
 def test_tied_parts_come_once():
     """Catches the gates of a shared weight pruned twice, or listed under one name only."""
     model = TiedLSTM()
-    layers, skipped = found(model)
+    layers, skipped = found(model, targets="*")
     assert skipped == []
     names = [layer.name for layer in layers]
     assert len(set(names)) == len(names) == 1 + 3 * 4
@@ -41,8 +41,11 @@ def test_tied_parts_come_once():
     assert (shared.module, shared.local_name) == (model.one, "weight_hh_l0")
     [head] = [layer for layer in layers if layer.name == "head.weight"]
     assert (head.module, head.shared_with) == (model.head, ("wte.weight",))
-    kept = found(model, ignore="two.weight_hh_l0[cell]")[1]
+    kept = found(model, targets="*", ignore="two.weight_hh_l0[cell]")[1]
     assert [one.name for one in kept] == ["one.weight_hh_l0[cell]"]
+    assert [(one.name, one.reason) for one in found(model)[1]] == [
+        ("head.weight", "an embedding; name it in targets to prune it")
+    ]
 
 
 def test_output_heads_are_pruned_unless_ignored():

@@ -29,7 +29,7 @@ def test_copies_are_masked_on_their_own(how):
     """Catches a copy that loses its masks, shares them with the original, or has the original's
     parameters in them."""
     model = net()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     kept = kept_by(model)
     again = copied(model, how)
     assert {id(p) for p in again.parameters()}.isdisjoint(map(id, model.parameters()))
@@ -52,7 +52,7 @@ def test_copies_are_masked_on_their_own(how):
 def test_weight_average_of_a_masked_model():
     """Catches an average that fails to copy a masked model, or is dense."""
     model = net()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     kept = kept_by(model)
     average = torch.optim.swa_utils.AveragedModel(model)
     optimizer = torch.optim.Adam(model.parameters())
@@ -66,7 +66,7 @@ def test_checkpoints_do_not_grow_and_load_into_a_dense_model():
     """Catches masks in the state, other names than the dense model's, and a file that the plain
     model refuses."""
     model, dense = net(), net()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     buffers = [io.BytesIO(), io.BytesIO()]
     for one, buffer in zip((model, dense), buffers, strict=True):
         torch.save(one.state_dict(), buffer)
@@ -83,7 +83,7 @@ def test_loading_keeps_the_masks():
     """Catches dense values loaded over zeros, as by rewinding to early weights, and an
     `assign=True` that swaps the parameters under the masks."""
     model, early = net(), net()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     kept = kept_by(model)
     model.load_state_dict(early.state_dict())
     check(model, kept)
@@ -102,9 +102,9 @@ def test_mask_zeros_of_a_loaded_checkpoint():
     """Catches zeros of a checkpoint that are trained away, masks of weights without zeros, and an
     old mask that goes on beside the new one."""
     model, again = net(), net()
-    se.prune(model, sparsity=0.5, ignore="body.*")
+    se.prune(model, sparsity=0.5, targets="*", ignore="body.*")
     again.load_state_dict(model.state_dict())
-    found = se.mask_zeros(again)
+    found = se.mask_zeros(again, targets="*")
     assert set(found) == MASKED - {"body.0.weight", "body.2.weight"}
     kept = kept_by(model)
     assert all(torch.equal(found[name].unpack(), kept[name]) for name in found)
@@ -116,7 +116,11 @@ def test_mask_zeros_of_a_loaded_checkpoint():
     assert torch.equal(se.masks(again)["conv.weight"].unpack(), model.conv.weight != 0)
     assert mask_module.active[id(again.conv.weight)] is se.masks(again)["conv.weight"]
     again.conv.weight.data.fill_(1.0)
-    assert set(se.mask_zeros(again)) == MASKED - {"body.0.weight", "body.2.weight", "conv.weight"}
+    assert set(se.mask_zeros(again, targets="*")) == MASKED - {
+        "body.0.weight",
+        "body.2.weight",
+        "conv.weight",
+    }
 
 
 def test_mask_zeros_of_one_part_keeps_the_others():

@@ -47,7 +47,7 @@ def test_masks_are_listed_with_every_pruned_parameter():
     """Catches a pruned weight without a mask, a shared one listed twice, or a mask of one gate
     taken for that of the whole parameter."""
     model = net()
-    se.prune(model, sparsity=0.5, ignore="gru.weight_ih_l0[reset]")
+    se.prune(model, sparsity=0.5, targets="*", ignore="gru.weight_ih_l0[reset]")
     found = se.masks(model)
     assert set(found) == MASKED
     for name, mask in found.items():
@@ -61,7 +61,7 @@ def test_masks_are_listed_with_every_pruned_parameter():
 def test_masks_can_be_declined():
     """Catches masks where none were asked for."""
     model = mlp()
-    se.prune(model, masks=False)
+    se.prune(model, targets="*", masks=False)
     assert se.masks(model) == {}
     assert not any("_spectral_masks" in module.__dict__ for module in model.modules())
 
@@ -71,7 +71,7 @@ def test_masks_take_one_bit_an_entry():
     model = mlp(2048)
     plain = len(pickle.dumps(model))
     entries = sum(p.numel() for p in model.parameters())
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     assert sum(mask.nbytes for mask in se.masks(model).values()) <= entries / 8
     assert len(pickle.dumps(model)) - plain <= 4 * entries / 32 + 2500
 
@@ -83,7 +83,7 @@ def test_parameters_of_one_memory_are_masked_together():
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(3, 8)).sum().backward()
     optimizer.step()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     found = se.masks(model)
     assert set(found) == {"0.weight", "1.weight"}
     assert found["0.weight"].packed.data_ptr() == found["1.weight"].packed.data_ptr()

@@ -29,7 +29,7 @@ def test_zeros_last_through_an_optimizer_that_was_there_before(name):
     model = net()
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer)
-    se.prune(model, sparsity=0.6)
+    se.prune(model, sparsity=0.6, targets="*")
     kept = kept_by(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, optimizer)
@@ -42,7 +42,7 @@ def test_zeros_are_lost_without_masks():
     model = net()
     optimizer = OPTIMIZERS["adam"](model.parameters())
     train(model, optimizer)
-    se.prune(model, sparsity=0.6, masks=False)
+    se.prune(model, sparsity=0.6, targets="*", masks=False)
     before = zeros(model)
     train(model, optimizer)
     for name, pruned in before.items():
@@ -52,7 +52,7 @@ def test_zeros_are_lost_without_masks():
 def test_an_optimizer_made_after_and_a_step_by_hand():
     """Catches a hook on known optimizers only, and gradients that are not masked."""
     model = mlp()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     kept = kept_by(model)
     train(model, torch.optim.AdamW(model.parameters(), weight_decay=0.1))
     for step in range(3):
@@ -68,7 +68,7 @@ def test_gradients_are_masked_and_norms_clipped_right():
     """Catches a norm that counts the gradient of pruned entries, infinity there included, and
     gradients of other entries changed; accumulated ones too."""
     model, dense = mlp(), mlp()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     dense.load_state_dict(model.state_dict())
     kept = kept_by(model)
     for step in range(2):  # accumulated
@@ -91,7 +91,7 @@ def test_gradients_are_masked_and_norms_clipped_right():
 def test_second_derivatives_go_through():
     """Catches a gradient that is cut from its graph, as a gradient penalty needs it."""
     model = mlp()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     weight, kept = model[0].weight, se.masks(model)["0.weight"].unpack()
     (gradient,) = torch.autograd.grad((weight**3).sum(), weight, create_graph=True)
     (second,) = torch.autograd.grad(gradient.sum(), weight)
@@ -117,7 +117,7 @@ def test_a_frozen_weight_that_is_trained_later():
     """Catches a weight frozen while it is pruned that is never masked, or is no longer frozen."""
     model = mlp()
     model.requires_grad_(False)
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     assert not any(p.requires_grad for p in model.parameters())
     model.requires_grad_(True)
     kept = kept_by(model)
@@ -131,7 +131,7 @@ def test_autocast_scaler_and_accumulation():
     """Catches bf16 gradients, scaled losses and several backward passes a step that bring zeros
     back."""
     model = mlp()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     kept = kept_by(model)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
@@ -152,7 +152,7 @@ def test_autocast_scaler_and_accumulation():
 def test_a_model_moved_to_another_dtype(dtype):
     """Catches a mask that stays behind when the weights are converted."""
     model = net()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     kept = kept_by(model)
     model.to(dtype)
     train(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
@@ -164,7 +164,7 @@ def test_a_model_moved_to_another_dtype(dtype):
 def test_a_model_moved_to_a_gpu():
     """Catches a mask left on the CPU, a fused optimizer on CUDA, and a CUDA mask pruned there."""
     model = net()
-    se.prune(model, sparsity=0.5)
+    se.prune(model, sparsity=0.5, targets="*")
     kept = {name: entries.cuda() for name, entries in kept_by(model).items()}
     model.cuda()
     optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1, fused=True)
@@ -177,7 +177,7 @@ def test_a_model_moved_to_a_gpu():
         optimizer.zero_grad()
     check(model, kept)
     assert {mask.packed.device.type for mask in se.masks(model).values()} == {"cuda"}
-    se.prune(model, sparsity=0.8)
+    se.prune(model, sparsity=0.8, targets="*")
     assert all(mask.sparsity > 0.75 for mask in se.masks(model).values())
     model.cpu()
     assert {mask.unpack().device.type for mask in se.masks(model).values()} == {"cpu"}
@@ -202,7 +202,7 @@ def test_no_hook_before_the_first_mask():
 def test_other_models_are_not_touched():
     """Catches a global hook that changes, or warns about, a model without masks."""
     masked, plain = mlp(), mlp()
-    se.prune(masked, sparsity=0.5)
+    se.prune(masked, sparsity=0.5, targets="*")
     expected = copy.deepcopy(plain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -307,13 +307,13 @@ def test_rewinding_leaves_tied_weights_pruned() -> None:
     torch.manual_seed(0)
     model = Tied()
     early = model.out.weight.detach().clone()
-    se.Pruner(model, se.OneShot(0.9), rewind=0, leading=0).step()
+    se.Pruner(model, se.OneShot(0.9), targets="out", rewind=0, leading=0).step()
     assert int((model.out.weight != 0).sum()) == 16
     kept = model.out.weight != 0
     assert torch.equal(model.out.weight[kept], early[kept])
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_a_round_cut_off_leaves_no_record(error: type[BaseException]) -> None:
     """Catches spectra shifted by a record of a pruning that never was."""
     net = network()
