@@ -31,7 +31,7 @@ from transformers.utils.quantization_config import (  # type: ignore[import-not-
 from spectral_engine.checkpoints.sparse import forms, layout
 from spectral_engine.checkpoints.sparse.company import QUANT_METHOD, VERSION
 from spectral_engine.checkpoints.sparse.reader import CompressedFile, open_safetensors
-from spectral_engine.compression.model import SPARSE, decompress, sparse_module
+from spectral_engine.compression.model import FOLLOWERS, SPARSE, decompress, sparse_module
 from spectral_engine.compression.weights import SparseWeight
 
 
@@ -154,10 +154,15 @@ def register() -> None:
     """Make the quantiser known to transformers; a second call does nothing."""
     AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, SparseConfig)
     AUTO_QUANTIZER_MAPPING.setdefault(QUANT_METHOD, SparseQuantizer)
+    if adopt not in FOLLOWERS:
+        FOLLOWERS.append(adopt)
 
 
 def adopt(model: Any, compressed: bool) -> None:
-    """See `transformers_hook.adopt`."""
+    """Let a model of transformers know that its weights are compressed, or no longer are.
+
+    Its `save_pretrained` then writes what `from_pretrained` loads. Other models are left alone.
+    """
     # The registry is imported in the midst of this module, which is therefore not imported above.
     modeling = sys.modules.get("transformers.modeling_utils")
     if modeling is None or not isinstance(model, modeling.PreTrainedModel):

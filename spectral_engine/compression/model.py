@@ -1,6 +1,6 @@
 """A model's pruned layers replaced by sparse modules, and by dense ones again."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,6 @@ from torch import nn
 
 from spectral_engine._util.checks import boolean
 from spectral_engine.checkpoints.sparse import forms
-from spectral_engine.compression import transformers_hook
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
 from spectral_engine.compression.report import CompressedWeight, CompressReport
@@ -25,6 +24,8 @@ SPARSE: dict[type[nn.Module], Any] = {
     nn.Conv2d: SparseConv,
     nn.Conv3d: SparseConv,
 }
+#: Called with a model, and whether it is compressed now, by what has to know of it.
+FOLLOWERS: list[Callable[[nn.Module, bool], None]] = []
 LARGER = "values and bits would not be smaller"
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -93,7 +94,7 @@ def compress(
     _replace(model, made)
     _count(model, report)
     if made:
-        transformers_hook.adopt(model, compressed=True)
+        _tell(model, True)
     return report
 
 
@@ -131,7 +132,7 @@ def decompress(model: nn.Module) -> int:
             _take_over(module, dense)
             made[id(module)] = dense
     _replace(model, made)
-    transformers_hook.adopt(model, compressed=False)
+    _tell(model, False)
     return len(made)
 
 
@@ -211,6 +212,11 @@ def _replace(model: nn.Module, made: dict[int, Any]) -> None:
         for name, child in module._modules.items():
             if child is not None and id(child) in made:
                 module._modules[name] = made[id(child)]
+
+
+def _tell(model: nn.Module, compressed: bool) -> None:
+    for follower in FOLLOWERS:
+        follower(model, compressed)
 
 
 def _count(model: nn.Module, report: CompressReport) -> None:

@@ -55,17 +55,6 @@ def install() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-def adopt(model: Any, compressed: bool) -> None:
-    """Let a model of transformers know that its weights are compressed, or no longer are.
-
-    Its `save_pretrained` then writes what `from_pretrained` loads. Other models are left alone.
-    """
-    if "transformers" in sys.modules:
-        from spectral_engine.compression import huggingface  # noqa: PLC0415 (imports transformers)
-
-        huggingface.adopt(model, compressed)
-
-
 def _register() -> None:
     from spectral_engine.compression import huggingface  # noqa: PLC0415 (imports transformers)
 
