@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from spectral_kernels.spectra import full_precision
 
+from spectral_engine._util.threads import one_thread
 from spectral_engine.matrix.moments import Moments
 
 #: rho at first, its factor from step to step, and the number of steps. Slower growth finds better
@@ -56,7 +57,8 @@ def alps_mask(
             target = (weight @ moments.cross.to(weight.dtype) + ridge * weight) / scale
         H = second / scale / scale[:, None]
         H.diagonal().add_(ridge / scale.square())
-        values, Q = torch.linalg.eigh(H)
+        with one_thread():  # or the last bits, and the mask with them, hang on their number
+            values, Q = torch.linalg.eigh(H)
         del H, second
         target = target @ Q  # in the eigenvectors' basis, where the inverse is a division
         D = keep_largest(weight * scale)

@@ -8,6 +8,7 @@ least if the row's later entries then change by -(w_j / U_jj) U_j,: (optimal bra
 import torch
 from spectral_kernels.spectra import full_precision
 
+from spectral_engine._util.threads import one_thread
 from spectral_engine.matrix.moments import Moments
 
 #: Columns whose entries are judged together, and that change before the rest of the matrix does.
@@ -88,11 +89,12 @@ def inverse_factor(second: torch.Tensor, damping: float) -> tuple[torch.Tensor, 
         ridge = damping * 10**attempt * level
         H = second.clone()
         H.diagonal().add_(ridge)
-        lower, failed = torch.linalg.cholesky_ex(H)
-        if bool(failed):
-            continue
-        torch.cholesky_inverse(lower, out=H)
-        upper, failed = torch.linalg.cholesky_ex(H, upper=True)
+        with one_thread():  # or the last bits hang on their number
+            lower, failed = torch.linalg.cholesky_ex(H)
+            if bool(failed):
+                continue
+            torch.cholesky_inverse(lower, out=H)
+            upper, failed = torch.linalg.cholesky_ex(H, upper=True)
         if not bool(failed):
             return upper, ridge
     raise ValueError(
