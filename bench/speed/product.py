@@ -47,7 +47,7 @@ def contenders(weight: torch.Tensor, x: torch.Tensor) -> tuple[dict[str, Contend
     found: dict[str, Contender] = {
         "packed": lambda: product(x),
         "dense": lambda: torch.nn.functional.linear(x, weight),
-        "read": lambda: weight.view(torch.int32).sum(),
+        "read": lambda: weight.view(torch.float32).sum(),
     }
     if weight.dtype == torch.float32:
         with warnings.catch_warnings():

@@ -5,6 +5,7 @@ does not know) need no care.
 """
 
 import sys
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,15 @@ def dtype_of(array: Any, name: str) -> str:
     """
     if not (is_torch(array) or isinstance(array, np.ndarray)):
         raise TypeError(f"{name}: expected a NumPy array or torch tensor; got {type(array)}")
-    dtype = str(array.dtype).removeprefix("torch.")
+    dtype = _name_of(array.dtype)
     if dtype not in DTYPES:
         raise TypeError(f"{name}: expected one of {', '.join(DTYPES)}; got {dtype}")
     return dtype
+
+
+@lru_cache(maxsize=64)
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def words_of(array: Any) -> Words:
@@ -48,9 +54,10 @@ def words_of(array: Any) -> Words:
     if is_torch(array):
         import torch  # noqa: PLC0415 (NumPy users need no torch)
 
-        size = array.element_size()
-        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        array = array.detach().contiguous().view(integers[size]).numpy()
+        array = array.detach().contiguous()
+        if array.dtype == torch.bfloat16:  # unknown to NumPy
+            array = array.view(torch.int16)
+        array = array.numpy()
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:  # kernels only read it, and would be compiled again for it
         array = np.asarray(_Unlocked(array))

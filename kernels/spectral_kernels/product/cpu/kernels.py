@@ -105,6 +105,18 @@ def rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides
         some_rows(last, shift, bits, offsets, n, table, X, stride, Y, sides, middle, high)
 
 
+@njit(cache=True, error_model="numpy")
+def small_product(
+    x, kind, words, last, safe, bits, offsets, n, table, X, stride, Y, sides
+):  # fmt: skip
+    """`load_sides` of x, then `rows_product` of all rows if all of x is finite; whether it is."""
+    finite = load_sides(x, kind, n, X, stride)
+    if finite:
+        high = offsets.size
+        rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, 0, high)
+    return finite
+
+
 @njit(cache=True, parallel=True, error_model="numpy")
 def product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, tasks):
     """Y (sides, m), flat: the rows cut into so many tasks."""

@@ -1,5 +1,7 @@
 """What an operator on the CPU does in a call: x to rows of floats, a kernel, y to x's dtype."""
 
+import math
+from collections import deque
 from functools import lru_cache
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from spectral_kernels.product import arrays
 from spectral_kernels.product.cpu import kernels, plain, tables
-from spectral_kernels.product.cpu.threads import shared
+from spectral_kernels.product.cpu.threads import shared, worth
 from spectral_kernels.product.cpu.vectors import SPARE
 from spectral_kernels.product.packed import Packed
 
@@ -73,6 +75,8 @@ class Runner:
             sparse = self._words.size <= _SPARSE * self._m * self._n
             columns = self._way != AVX512 and self._kind == plain.NATIVE and sparse
         self._columns = self._find_columns() if columns and self._n <= 1 << 16 else None
+        self._spare: deque[Any] = deque(maxlen=1)
+        self._small = worth(self._m * self._n) == 1 and self._columns is None and self._way != PLAIN
         if self._way != PLAIN:
             ends = np.append(self._offsets[1:], self._words.size)
             safe = int(np.searchsorted(ends, self._words.size - SPARE, side="right"))
@@ -90,34 +94,66 @@ class Runner:
 
     def __call__(self, x: Any) -> Any:
         """x S^T."""
-        sides = int(np.prod(x.shape[:-1], dtype=np.int64))
-        words, m, n, stride = arrays.words_of(x), self._m, self._n, self._stride
-        room = np.empty(sides * stride + 16, self._sum)
-        start = (-room.ctypes.data % 64) // self._sum.itemsize
-        X, Y = room[start : start + sides * stride], np.empty(sides * m, self._sum)
-        kind = _KINDS.get(str(x.dtype).removeprefix("torch."), plain.NATIVE)
-        finite = kernels.load_sides(words, kind, n, X, stride)
-        with shared(m * n) as tasks:
-            if self._columns is not None and (sides <= _MOST_BY_COLUMN or self._way == PLAIN):
-                found = (self._words, self._kind, self._columns, self._offsets, X, stride, Y, sides)
-                if tasks == 1:
-                    kernels.column_rows(*found, 0, m)
-                else:
-                    kernels.column_product(*found, tasks)
-            elif not finite or self._way == PLAIN:
-                # Vectors multiply by the zeros too, which finite numbers do not show.
-                rows = np.ascontiguousarray(X.reshape(sides, stride)[:, :n])
-                plain.product(
-                    self._words, self._kind, self._bits, self._offsets, n, rows,
-                    Y.reshape(sides, m), tasks,
-                )  # fmt: skip
-            elif sides >= _BLAS_SIDES:
-                self._by_tiles(X, Y, sides, tasks)
-            elif tasks == 1:
-                kernels.rows_product(*self._rows, X, stride, Y, sides, 0, m)
-            else:
-                kernels.product(*self._rows, X, stride, Y, sides, tasks)
+        sides = math.prod(x.shape[:-1])
+        words, m = arrays.words_of(x), self._m
+        kind = plain.NATIVE
+        if words.itemsize == 2:
+            kind = _KINDS[str(x.dtype).removeprefix("torch.")]
+        X = self._room(sides)
+        Y = np.empty(sides * m, self._sum)
+        if self._small and sides < _BLAS_SIDES:  # one compiled call: two cost microseconds more
+            done = kernels.small_product(words, kind, *self._rows, X, self._stride, Y, sides)
+            if not done:
+                self._plainly(X, Y, sides, 1)
+        else:
+            finite = kernels.load_sides(words, kind, self._n, X, self._stride)
+            with shared(m * self._n) as tasks:
+                self._multiply(X, Y, sides, finite, tasks)
+        self._spare.append(X)
         return _as(x, Y.reshape(*x.shape[:-1], m))
+
+    def _room(self, sides: int) -> Any:
+        """X of so many right-hand sides, from a multiple of 64 bytes on; the last call's, if it is
+        as large and no other thread has it.
+        """
+        size = sides * self._stride
+        try:
+            X = self._spare.pop()
+        except IndexError:
+            X = None
+        if X is None or X.size != size:
+            held = np.empty(size + 16, self._sum)
+            start = (-held.ctypes.data % 64) // self._sum.itemsize
+            X = held[start : start + size]
+        return X
+
+    def _multiply(self, X: Any, Y: Any, sides: int, finite: bool, tasks: int) -> None:
+        """Y = X S^T by the way that is best for so many right-hand sides."""
+        stride = self._stride
+        if self._columns is not None and (sides <= _MOST_BY_COLUMN or self._way == PLAIN):
+            found = (self._words, self._kind, self._columns, self._offsets, X, stride, Y, sides)
+            if tasks == 1:
+                kernels.column_rows(*found, 0, self._m)
+            else:
+                kernels.column_product(*found, tasks)
+        elif not finite or self._way == PLAIN:
+            self._plainly(X, Y, sides, tasks)
+        elif sides >= _BLAS_SIDES:
+            self._by_tiles(X, Y, sides, tasks)
+        elif tasks == 1:
+            kernels.rows_product(*self._rows, X, stride, Y, sides, 0, self._m)
+        else:
+            kernels.product(*self._rows, X, stride, Y, sides, tasks)
+
+    def _plainly(self, X: Any, Y: Any, sides: int, tasks: int) -> None:
+        """Loops that multiply stored values only; vectors multiply by the zeros too, which finite
+        numbers do not show.
+        """
+        rows = np.ascontiguousarray(X.reshape(sides, self._stride)[:, : self._n])
+        plain.product(
+            self._words, self._kind, self._bits, self._offsets, self._n, rows,
+            Y.reshape(sides, self._m), tasks,
+        )  # fmt: skip
 
     def _by_tiles(self, X: Any, Y: Any, sides: int, tasks: int) -> None:
         """Rows decoded, as many as stay in a cache, and multiplied by the BLAS."""
@@ -136,5 +172,6 @@ def _as(x: Any, Y: Any) -> Any:
     if arrays.is_torch(x):
         import torch  # noqa: PLC0415 (NumPy users need no torch)
 
-        return torch.from_numpy(Y).to(x.dtype)
+        y = torch.from_numpy(Y)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
     return Y.astype(x.dtype, copy=False)

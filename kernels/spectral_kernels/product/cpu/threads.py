@@ -10,21 +10,31 @@ import numba
 _THREAD_ENTRIES = 1 << 18
 
 
+def worth(entries: int) -> int:
+    """The threads that a matrix of so many entries is worth."""
+    return max(1, entries // _THREAD_ENTRIES)
+
+
 @contextmanager
 def shared(entries: int) -> Iterator[int]:
     """Let kernels use the threads that a matrix of so many entries is worth; gives the tasks to
-    cut it into.
+    cut it into: 1 where one thread is to do it all.
     """
+    if worth(entries) == 1:  # leave the threads alone: to ask for them costs microseconds
+        yield 1
+        return
     torch = sys.modules.get("torch")
     torch_threads = 0 if torch is None else torch.get_num_threads()
     allowed = numba.get_num_threads()  # which starts the threads, if none have been
-    used = max(1, min(allowed, entries // _THREAD_ENTRIES))
-    numba.set_num_threads(used)
+    used = min(allowed, worth(entries))
+    if used != allowed:
+        numba.set_num_threads(used)
     try:
         # A few tasks for each thread, so that an uneven machine does not wait for one of them.
         yield 1 if used == 1 else 4 * used
     finally:
-        numba.set_num_threads(allowed)
+        if used != allowed:
+            numba.set_num_threads(allowed)
         # Where both use one OpenMP library, Numba's start sets the number for torch as well.
         if torch is not None and torch.get_num_threads() != torch_threads:
             torch.set_num_threads(torch_threads)
