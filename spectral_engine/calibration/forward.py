@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from spectral_engine._util.observe import random_state_kept
 
@@ -107,8 +108,17 @@ def _uncompiled() -> Iterator[None]:
 
 
 def require_loaded(model: nn.Module) -> None:
-    """Refuse weights that are elsewhere until a layer's turn comes."""
+    """Refuse weights that are elsewhere until a layer's turn comes, or made by the first forward.
+
+    Raises:
+        ValueError: names the weight, and the way out.
+    """
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"model: {name} has no shape yet; run the model once, so that lazy layers are "
+                "initialised"
+            )
         if parameter.is_meta:
             raise ValueError(
                 f"calibration: {name} is on the meta device: offloaded, or not loaded yet; expected"

@@ -78,7 +78,8 @@ class Calibration:
                 f"forward: expected a function of model and batch; got {self.forward!r}"
             )
         check_batches(self.batches, self.forward is not None)
-        if not (self.positions is None or self.positions == "all" or callable(self.positions)):
+        every = isinstance(self.positions, str) and self.positions == "all"
+        if not (self.positions is None or every or callable(self.positions)):
             raise TypeError(
                 f'positions: expected None, "all" or a function of a batch; got {self.positions!r}'
             )

@@ -75,6 +75,14 @@ def test_offloaded_models_are_named():
         se.calibrate(model, [torch.ones(2, 8)])
 
 
+def test_lazy_models_are_named():
+    """Catches a model that a calibration which fails has given its shapes."""
+    model = nn.Sequential(nn.Linear(8, 4), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"model: 1.weight has no shape yet; run the model once"):
+        se.calibrate(model, [torch.full((2, 8), float("nan"))])
+    assert isinstance(model[1].weight, nn.UninitializedParameter)
+
+
 @pytest.mark.parametrize("form", ["dictionary", "tuple", "forward"])
 def test_additive_masks(form):
     """Catches -inf in a mask refused as data that is not finite."""
