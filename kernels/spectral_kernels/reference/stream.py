@@ -74,7 +74,16 @@ def words(
 def draws(
     shape: tuple[int, int], seed: int, stream: int, *, row_offset: int = 0, column_offset: int = 0
 ) -> UInt32:
-    """The (m, n) integers u in [0, 2^24) that decide keep (u < t) or drop."""
+    """The (m, n) integers u in [0, 2^24) that decide keep (u < t) or drop.
+
+    Args:
+        shape: (m, n). seed, stream, row_offset, column_offset: where in the stream they lie.
+
+    >>> from spectral_kernels import draws
+    >>> whole, part = draws((4, 6), 1, 0), draws((2, 3), 1, 0, row_offset=2, column_offset=3)
+    >>> bool((whole[2:, 3:] == part).all())
+    True
+    """
     return words(
         shape, seed, stream, row_offset=row_offset, column_offset=column_offset
     ) >> np.uint32(8)
