@@ -1,6 +1,7 @@
 """`spectral-engine prune IN -o OUT`."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from rich.console import Console
 
 from spectral_engine.cli.options import AsJson, Ignore, Targets
+from spectral_engine.compression.file import compressing
 from spectral_engine.pruning.file import prune_file
 from spectral_engine.recipe.presets import PRESETS, recipe_of_text
 
@@ -45,21 +47,26 @@ def prune(
     measure: Annotated[
         bool, typer.Option("--measure", help="compare spectra before and after; takes longer")
     ] = False,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="write OUT without its zeros, as compress does")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="replace an existing OUT")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
-    report = prune_file(
-        source,
-        output,
-        recipe_of_text(recipe),
-        sparsity,
-        targets=targets or None,
-        ignore=ignore or None,
-        seed=seed,
-        measure=measure,
-        force=force,
-    )
+    chosen = recipe_of_text(recipe)
+    with compressing(output, force=force) if compress else nullcontext(output) as target:
+        report = prune_file(
+            source,
+            target,
+            chosen,
+            sparsity,
+            targets=targets or None,
+            ignore=ignore or None,
+            seed=seed,
+            measure=measure,
+            force=force,
+        )
     if as_json:
         typer.echo(json.dumps({"output": str(output), **report.to_dict()}))
     else:

@@ -58,6 +58,23 @@ def test_prune_equals_the_api(source, call):
     assert out.splitlines()[-1] == "wrote out.safetensors"
 
 
+def test_compress_as_it_prunes(tmp_path, monkeypatch, call):
+    """Catches --compress that writes other weights than pruning and compressing one after the
+    other, or leaves the dense file behind."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_file({"a.weight": torch.randn(64, 96), "a.bias": torch.zeros(64)}, "in.safetensors")
+    status, out, err = call("prune", "in.safetensors", "-o", "out.safetensors", "--compress")
+    assert (status, err) == (0, "")
+    assert sorted(os.listdir()) == ["in.safetensors", "out.safetensors"]
+    se.prune_file("in.safetensors", "dense.safetensors", "magnitude")
+    se.decompress_file("out.safetensors", "again.safetensors")
+    assert Path("again.safetensors").read_bytes() == Path("dense.safetensors").read_bytes()
+    small, large = (Path(name).stat().st_size for name in ("out.safetensors", "dense.safetensors"))
+    assert small < 0.25 * large
+    assert "wrote out.safetensors" in out
+
+
 def test_measure(source, call):
     """Catches --recipe or --measure lost on the way."""
     arguments = ("prune", source, "-o", "o.safetensors", "--recipe", "principal")
@@ -107,7 +124,7 @@ ERRORS = [
     (["in.safetensors", "-o", "out.safetensors", "--recipe", "wanda"], "needs calibration inputs"),
     (["in.safetensors", "-o", "out.safetensors", "--seed", "-1"], "seed: expected 0 to"),
     (["in.safetensors", "-o", "out.safetensors", "--targets", "re:("], "regular expression"),
-    (["in.safetensors", "-o", "out.safetensors", "--targets", "Linear"], "knows no class names"),
+    (["in.safetensors", "-o", "out.safetensors", "--targets", "Linear"], "a file, which names no architecture"),
     (["empty", "-o", "out"], "expected one of model.safetensors"),
 ]
 
@@ -161,7 +178,8 @@ def test_usage(call):
     status, out, _ = call("prune", "--help")
     assert status == 0
     for option in (
-        "output", "recipe", "sparsity", "seed", "targets", "ignore", "measure", "force", "json",
+        "output", "recipe", "sparsity", "seed", "targets", "ignore", "measure", "compress", "force",
+        "json",
     ):  # fmt: skip
         assert f"--{option}" in out
     assert "--no-force" not in out
