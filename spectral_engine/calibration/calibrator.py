@@ -42,17 +42,20 @@ from spectral_engine.calibration.positions import Positions, Sample, rows_taken
 from spectral_engine.calibration.replay import Replay
 from spectral_engine.calibration.request import Calibration, Request
 from spectral_engine.calibration.stages import (
+    LONG,
     Stage,
     Wanted,
     alike,
     divided,
     features_of,
+    forward_seconds,
     held_bytes,
     held_elsewhere,
     say_if_long,
     sources_of,
     stage_bytes,
     stages_of,
+    too_much,
 )
 from spectral_engine.calibration.trace import Source, Trace
 from spectral_engine.layers.find import Layer
@@ -109,7 +112,7 @@ class Calibrator:
     _trace: Trace = field(init=False, repr=False)
     _positions: Positions = field(init=False, repr=False)
     _run: Forward = field(init=False, repr=False)
-    _seconds: float = field(init=False, repr=False, default=0.0)
+    _seconds: list[float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_loaded(self.model)
@@ -117,7 +120,7 @@ class Calibrator:
         self._batches = held(self.calibration.batches)
         self._positions = Positions(self.model, self.calibration.positions)
         self._hidden, self._wanted, self._passes, self._unseen = [], [], [], []
-        self._elsewhere = set()
+        self._elsewhere, self._seconds = set(), []
         names = {id(module): name for name, module in self.model.named_modules()}
         for request in self.requests:
             sources, reason = sources_of(request.layer, names)
@@ -136,8 +139,13 @@ class Calibrator:
                 self._look(to_the_end=True)
                 self._arrange()
         self._require_memory()
+        if self._forward_seconds() > LONG and not self._traced_all:
+            self._look(to_the_end=False)  # one more: the first is slower than the others
         say_if_long(
-            self._passes, self.calibration.max_samples, self._seconds, self.calibration.asymmetric
+            self._passes,
+            self.calibration.max_samples,
+            self._forward_seconds(),
+            self.calibration.asymmetric,
         )
 
     @property
@@ -158,15 +166,17 @@ class Calibrator:
 
     def _look(self, *, to_the_end: bool) -> None:
         """Trace the next batches: all, or as many as it takes to reach every source."""
-        start = time.perf_counter()
         with evaluating(self.model), self._trace.watching():
             for index, batch in self._copies(len(self._trace.batches)):
+                start = time.perf_counter()
                 with self._trace.batch():
                     self._forward(self.model, index, batch)
+                self._seconds.append(time.perf_counter() - start)
                 if self._trace.reached_all and not to_the_end:
                     break
-        taken = (time.perf_counter() - start) / max(1, len(self._trace.batches))
-        self._seconds = self._seconds or taken * len(self._batches)
+
+    def _forward_seconds(self) -> float:
+        return forward_seconds(len(self._passes), len(self._batches), self._seconds)
 
     def _arrange(self) -> None:
         """Stages and passes as the trace has them by now."""
@@ -182,15 +192,9 @@ class Calibrator:
         return held_bytes(stages, 2 if self.calibration.asymmetric else 1)
 
     def _require_memory(self) -> None:
-        most = self.calibration.max_bytes
-        if self.bytes > most:
-            largest = max(chain(*self._passes), key=stage_bytes).name
-            raise ValueError(
-                f"max_bytes: moments and their working memory come to {self.bytes:,} bytes, the "
-                f"largest those of {largest}; got {most:,}. Raise it, leave layers "
-                "out with `ignore`"
-                + (", or use sequential=True" if self.calibration.sequential is False else "")
-            )
+        if self.bytes > self.calibration.max_bytes:
+            at_once = self.calibration.sequential is False
+            raise too_much(self._passes, self.bytes, self.calibration.max_bytes, at_once)
 
     # Passes over the batches
 

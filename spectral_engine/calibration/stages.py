@@ -155,6 +155,16 @@ def divided(stages: list[Stage], max_bytes: int) -> list[list[Stage]]:
     return passes
 
 
+def too_much(passes: list[list[Stage]], needed: int, max_bytes: int, at_once: bool) -> ValueError:
+    """The error of passes that need more than `max_bytes`; `at_once`: because there is only one."""
+    largest = max((stage for stages in passes for stage in stages), key=stage_bytes)
+    return ValueError(
+        f"max_bytes: moments and their working memory come to {needed:,} bytes, the largest those "
+        f"of {largest.name}; got {max_bytes:,}. Raise it, leave layers out with `ignore`"
+        + (", or use sequential=True" if at_once else "")
+    )
+
+
 def _sizes(stage: Stage, moments_per_stage: int) -> tuple[int, int]:
     """Bytes of a stage's moments, and of the working memory beside them."""
     size = moments_per_stage * stage_bytes(stage)
@@ -174,6 +184,19 @@ def _weight_bytes(stage: Stage) -> int:
     return itemsize * max(layer.weight.numel() for layer in stage.layers)
 
 
+def forward_seconds(passes: int, batches: int, seconds: list[float]) -> float:
+    """About how long all forward passes will take, from what some batches took.
+
+    Several passes trace all batches, go through the network about once more, from what is kept of
+    it, and run the first batch in each from the start, half through the network.
+    """
+    if not passes:
+        return 0.0
+    times = 1.0 if passes == 1 else 2.0 + passes / 2 / batches
+    later = seconds[1:] or seconds  # the first batch is slower than the others
+    return times * batches * sum(later) / len(later)
+
+
 def say_if_long(
     passes: list[list[Stage]], max_samples: int | None, forward: float, asymmetric: bool
 ) -> None:
@@ -182,11 +205,10 @@ def say_if_long(
     Args:
         passes: the stages of each.
         max_samples: see `Calibration`.
-        forward: seconds that the batches take through the model once.
+        forward: seconds that the batches take through the model, in all passes.
         asymmetric: whether a dense model runs beside it, and its moments are gathered.
     """
-    times = 2 if asymmetric else 1
-    running = forward * len(passes) * times
+    running = forward * (2 if asymmetric else 1)
     work = {}
     for stage in (stage for stages in passes for stage in stages):
         n, batch, _, device = features_of(stage)
@@ -206,8 +228,9 @@ def say_if_long(
         for name, (flops, samples, n) in longest
     )
     warnings.warn(
-        f"calibration: about {_minutes(seconds)}, of which {_minutes(running)} in the model's own "
-        f"forward; the longest layers: {layers}. Fewer batches, or max_samples, make it shorter",
+        f"calibration: about {_minutes(seconds)}, {_minutes(running)} of it in the model's own "
+        f"forward; the longest sums of layers: {layers}. Fewer batches, or max_samples, make it "
+        "shorter",
         stacklevel=2,
     )
 

@@ -91,5 +91,7 @@ def test_what_takes_long_is_said_before(monkeypatch):
     data = torch.randn(1, 64, 8, 8)
     se.calibrate(model, [data])
     monkeypatch.setattr(stages, "LONG", 0.01)
-    with pytest.warns(UserWarning, match=r"the longest layers: 0.weight .*64 samples of 576 feat"):
+    with pytest.warns(
+        UserWarning, match=r"the longest sums of layers: 0.weight .*64 samples of 576 feat"
+    ):
         se.calibrate(model, [data])
