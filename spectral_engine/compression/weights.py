@@ -7,7 +7,7 @@ import torch
 from spectral_kernels.product import Packed, pack
 from torch import nn
 
-from spectral_engine.checkpoints.sparse import forms
+from spectral_engine.checkpoints.sparse import checks, forms
 from spectral_engine.compression import operators
 
 
@@ -150,6 +150,6 @@ def _parts(
 def _checked(parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The bitmask parts from those of any form, once they are known to belong together."""
     packed, shape = forms.packed_from(parts)
-    forms.check(packed)
+    checks.check(packed)
     made = forms.parts_of(packed, shape, forms.plan_of(packed, shape))
     return {name: part.to(packed.values.device) for name, part in made.items()}

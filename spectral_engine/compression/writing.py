@@ -22,6 +22,9 @@ from spectral_engine.checkpoints.sparse import forms, layout
 from spectral_engine.checkpoints.sparse.reader import CompressedFile, Stored
 from spectral_engine.compression.report import CompressedWeight
 
+#: A weight without a pattern is told by its first rows.
+_FIRST_ROWS = 8
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -111,8 +114,14 @@ def write_compressed(
 
 def _planned(source: CheckpointFile, name: str, keep_negative_zero: bool) -> forms.Plan:
     """The plan of a tensor, in a function of its own, to let it go before the next one is read."""
-    if not isinstance(source.dtype(name), torch.dtype):
+    dtype, shape = source.dtype(name), source.shape(name)
+    if not isinstance(dtype, torch.dtype):
         return forms.Plan("dense", {}, 0)
+    if isinstance(source, Stored) and keep_negative_zero and dtype in forms.DTYPES and shape:
+        count = source.count_words(name, dtype.itemsize)
+        plan = forms.plan_counted(shape, dtype, count, source.read_first(name, _FIRST_ROWS))
+        if plan is not None:
+            return plan
     return forms.plan(_read(source, name, keep_negative_zero))
 
 

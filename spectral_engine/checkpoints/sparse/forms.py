@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from spectral_kernels.product import Packed, pack, unpack
 
-from spectral_engine.checkpoints.sparse import patterns
+from spectral_engine.checkpoints.sparse import checks, deltas, patterns
 
 VALUES, SHAPE = "compressed", "shape"
 #: What tells the form: the part that no other form has.
@@ -35,7 +35,6 @@ EVERY_PART = (VALUES, SHAPE, BITMASK, OFFSETS, POSITIONS, PATTERN, DELTAS)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Gaps are tried up to this share of entries that are not zero.
 DENSEST_GAPS = 1 / 20
-_MORE = 255
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -67,21 +66,65 @@ def plan(weight: torch.Tensor) -> Plan:
     Args:
         weight: on the CPU, of any shape and dtype; one that no form holds is planned dense.
     """
-    shape = tuple(weight.shape)
-    dense = Plan("dense", {}, weight.numel())
-    if weight.dtype not in DTYPES or weight.ndim < 2 or weight.numel() == 0:
-        return dense
-    words = weight.contiguous().view(_WORDS[weight.itemsize]).reshape(matrix_shape(shape))
-    count = int(torch.count_nonzero(words))
-    plans = [dense, _bitmask_plan(shape, count)]
-    if count <= DENSEST_GAPS * weight.numel():
-        gaps = _gaps(torch.nonzero(words.reshape(-1)).reshape(-1).numpy(), weight.numel())
-        length = count + int((gaps // _MORE).sum())
-        plans.append(_plan(DELTAS, shape, count, {DELTAS: (length,)}))
-    pattern = patterns.pattern_of(words.numpy(), count)
-    if pattern is not None:
-        plans.append(_positions_plan(shape, pattern))
-    return min(plans, key=lambda one: bytes_of(one, weight.dtype))
+    shape, dtype = tuple(weight.shape), weight.dtype
+    if not _can_be_packed(shape, dtype):
+        return Plan("dense", {}, weight.numel())
+    words = weight.contiguous().view(_WORDS[weight.itemsize]).reshape(matrix_shape(shape)).numpy()
+    best = _planned(shape, dtype, int(np.count_nonzero(words)))
+    if best.form != "dense" and best.count <= DENSEST_GAPS * weight.numel():
+        found = deltas.gaps(np.flatnonzero(words != 0), weight.numel())
+        length = best.count + int((found // deltas.MORE).sum())
+        best = _smaller(best, _plan(DELTAS, shape, best.count, {DELTAS: (length,)}), dtype)
+    for pattern in _possible(best, shape, dtype):
+        if patterns.holds(words, pattern):
+            return _positions_plan(shape, pattern)
+    return best
+
+
+def plan_counted(
+    shape: tuple[int, ...], dtype: torch.dtype, count: int, first: torch.Tensor
+) -> Plan | None:
+    """The plan of a weight of which little is known; None where it takes all of the weight.
+
+    Args:
+        shape, dtype: of the weight.
+        count: how many of its entries are not +0.
+        first: its first rows.
+    """
+    if not _can_be_packed(shape, dtype):
+        return Plan("dense", {}, math.prod(shape))
+    best = _planned(shape, dtype, count)
+    if best.form != "dense" and count <= DENSEST_GAPS * math.prod(shape):
+        return None
+    words = first.view(_WORDS[dtype.itemsize]).reshape(-1, matrix_shape(shape)[1]).numpy()
+    if any(patterns.holds(words, pattern) for pattern in _possible(best, shape, dtype)):
+        return None
+    return best
+
+
+def _can_be_packed(shape: tuple[int, ...], dtype: torch.dtype | str) -> bool:
+    return dtype in DTYPES and len(shape) >= 2 and math.prod(shape) > 0
+
+
+def _planned(shape: tuple[int, ...], dtype: torch.dtype, count: int) -> Plan:
+    """Dense or as a bitmask."""
+    dense = Plan("dense", {}, math.prod(shape))
+    return _smaller(dense, _bitmask_plan(shape, count), dtype)
+
+
+def _smaller(first: Plan, second: Plan, dtype: torch.dtype) -> Plan:
+    return second if bytes_of(second, dtype) < bytes_of(first, dtype) else first
+
+
+def _possible(best: Plan, shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
+    """The patterns that would be smaller, if the weight has them."""
+    found = []
+    for pattern in patterns.PATTERNS if matrix_shape(shape)[1] % 8 == 0 else ():
+        positions = _positions_plan(shape, pattern)
+        few = best.form == "dense" or best.count <= positions.count
+        if few and _smaller(best, positions, dtype) is positions:
+            found.append(pattern)
+    return found
 
 
 def plan_of(packed: Packed, shape: tuple[int, ...]) -> Plan:
@@ -128,7 +171,7 @@ def parts_of(packed: Packed, shape: tuple[int, ...], chosen: Plan) -> dict[str, 
         made[VALUES], made[BITMASK] = packed.values, packed.bitmask
         made[OFFSETS] = packed.row_offsets.to(offset_dtype(packed.nnz))
     elif chosen.form == DELTAS:
-        made[VALUES], made[DELTAS] = packed.values, torch.from_numpy(_deltas(packed))
+        made[VALUES], made[DELTAS] = packed.values, torch.from_numpy(deltas.deltas_of(packed))
     else:
         bits = packed.bitmask.numpy()
         filled = patterns.filled(bits, chosen.pattern)
@@ -150,28 +193,28 @@ def packed_from(parts: Mapping[str, torch.Tensor]) -> tuple[Packed, tuple[int, .
     Raises:
         ValueError: parts of the wrong dtype or shape, or that do not belong together.
     """
-    shape = shape_from(parts[SHAPE])
+    shape = checks.shape_from(parts[SHAPE])
     m, n = matrix_shape(shape)
     values = parts[VALUES]
     if values.ndim != 1 or values.dtype not in DTYPES:
-        raise ValueError(f"{VALUES}: expected floats (count,); got {_said(values)}")
+        raise ValueError(f"{VALUES}: expected floats (count,); got {checks.said(values)}")
     if BITMASK in parts:
         bits, offsets = parts[BITMASK], parts[OFFSETS]
-        _require(bits, BITMASK, (m, -(-n // 8)), (torch.uint8,))
-        _require(offsets, OFFSETS, (m,), (torch.int32, torch.int64))
+        checks.require(bits, BITMASK, (m, -(-n // 8)), (torch.uint8,))
+        checks.require(offsets, OFFSETS, (m,), (torch.int32, torch.int64))
         return Packed(values, bits, offsets.to(torch.int64), (m, n)), shape
     parts = {name: part.cpu() for name, part in parts.items()}
     values = parts[VALUES]
     if DELTAS in parts:
-        _require(parts[DELTAS], DELTAS, (parts[DELTAS].numel(),), (torch.uint8,))
-        made = _bits_from_deltas(parts[DELTAS].numpy(), values.numel(), m, n)
+        checks.require(parts[DELTAS], DELTAS, (parts[DELTAS].numel(),), (torch.uint8,))
+        made = deltas.bits_from(parts[DELTAS].numpy(), values.numel(), m, n)
     else:
-        _require(parts[PATTERN], PATTERN, (2,), (torch.int64,))
+        checks.require(parts[PATTERN], PATTERN, (2,), (torch.int64,))
         pattern = (int(parts[PATTERN][0]), int(parts[PATTERN][1]))
         patterns.check(pattern, n)
         size = (m, patterns.row_bytes(n, pattern))
-        _require(parts[POSITIONS], POSITIONS, size, (torch.uint8,))
-        _require(values, VALUES, (m * (n // pattern[1]) * pattern[0],), DTYPES)
+        checks.require(parts[POSITIONS], POSITIONS, size, (torch.uint8,))
+        checks.require(values, VALUES, (m * (n // pattern[1]) * pattern[0],), DTYPES)
         made = patterns.bits_from(parts[POSITIONS].numpy(), pattern, n)
     counts = np.bitwise_count(made).sum(axis=1, dtype=np.int64)
     offsets = torch.from_numpy(np.cumsum(counts) - counts)
@@ -187,45 +230,6 @@ def decode(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     packed, shape = packed_from(parts)
     weight: torch.Tensor = unpack(packed).reshape(shape)
     return weight
-
-
-def check(packed: Packed) -> None:
-    """Refuse values, bits and offsets that do not belong together.
-
-    Raises:
-        ValueError: which row is the first that is wrong.
-    """
-    bits = packed.bitmask.cpu().numpy()
-    counts = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
-    ends = np.cumsum(counts)
-    wrong = packed.row_offsets.cpu().numpy() != ends - counts
-    if packed.shape[1] % 8:
-        wrong |= bits[:, -1] >> (packed.shape[1] % 8) != 0
-    if ends[-1] != packed.nnz:
-        wrong[-1] = True
-    if wrong.any():
-        raise ValueError(
-            f"{BITMASK}: its ones and {OFFSETS} do not agree with {packed.nnz} values; the first "
-            f"row where they do not is {int(np.flatnonzero(wrong)[0])}"
-        )
-
-
-def shape_from(part: torch.Tensor) -> tuple[int, ...]:
-    """The shape that the part `shape` holds; two sizes or more, none of them 0.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if part.dtype != torch.int64 or part.ndim != 1 or part.numel() < 2 or bool((part < 1).any()):
-        said = f"{part.dtype} {part.flatten()[:8].tolist()}"
-        raise ValueError(f"{SHAPE}: expected two or more positive sizes in int64; got {said}")
-    shape = tuple(int(size) for size in part)
-    total = 1
-    for size in shape:
-        total *= size
-    if total >= 2**63:
-        raise ValueError(f"{SHAPE}: expected fewer than 2^63 entries; got {shape}")
-    return shape
 
 
 def _plan(
@@ -247,18 +251,6 @@ def _positions_plan(shape: tuple[int, ...], pattern: tuple[int, int]) -> Plan:
     return _plan(POSITIONS, shape, count, own, pattern=pattern)
 
 
-def _require(
-    part: torch.Tensor, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-) -> None:
-    if tuple(part.shape) != shape or part.dtype not in dtypes:
-        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name}: expected {wanted} {shape}; got {_said(part)}")
-
-
-def _said(part: torch.Tensor) -> str:
-    return f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}"
-
-
 def _with_zeros(packed: Packed, bits: Any, filled: Any) -> torch.Tensor:
     """The values, with a zero for each bit that `filled` has beyond `bits`."""
     wanted = np.unpackbits(filled, bitorder="little").view(bool)
@@ -266,40 +258,3 @@ def _with_zeros(packed: Packed, bits: Any, filled: Any) -> torch.Tensor:
     values = torch.zeros(given.size, dtype=packed.values.dtype)
     values[torch.from_numpy(given)] = packed.values
     return values
-
-
-def _gaps(places: Any, size: int) -> Any:
-    """How many zeros lie before each value, since the value before it, and behind the last."""
-    return np.diff(places, prepend=-1, append=size) - 1
-
-
-def _deltas(packed: Packed) -> Any:
-    n = packed.shape[1]
-    bits = np.unpackbits(packed.bitmask.numpy(), axis=1, count=n, bitorder="little")
-    gaps = _gaps(np.flatnonzero(bits), bits.size)
-    ends = np.cumsum(gaps // _MORE + 1) - 1
-    # The end behind the last value is not written: the shape says it.
-    deltas = np.full(int(ends[-1]), _MORE, np.uint8)
-    deltas[ends[:-1]] = gaps[:-1] % _MORE
-    return deltas
-
-
-def _bits_from_deltas(deltas: Any, count: int, m: int, n: int) -> Any:
-    ends = np.flatnonzero(deltas != _MORE)
-    if ends.size != count:
-        raise ValueError(f"{DELTAS}: expected the gaps of {count} values; got those of {ends.size}")
-    places = np.cumsum(deltas, dtype=np.int64)[ends] + np.arange(count)
-    last = int(places[-1]) if count else -1
-    behind = deltas.size - (int(ends[-1]) + 1 if count else 0)
-    # So that a few bytes cannot claim a matrix that fills the memory.
-    if (m * n - 1 - last) // _MORE != behind or last >= m * n:
-        raise ValueError(f"{DELTAS}: expected those of {m * n} entries; got others")
-    width = -(-n // 8)
-    bits = np.zeros(m * width, np.uint8)
-    columns = places % n
-    at, bit = places // n * width + columns // 8, np.uint8(1) << (columns % 8).astype(np.uint8)
-    # Places ascend, so that those of one byte are neighbours: one sum a byte.
-    if count:
-        first = np.flatnonzero(np.diff(at, prepend=-1))
-        bits[at[first]] = np.add.reduceat(bit, first, dtype=np.uint8)
-    return bits.reshape(m, width)

@@ -15,23 +15,24 @@ import numpy as np
 PATTERNS = ((1, 8), (1, 4), (2, 8), (2, 4))
 #: Rows that are looked at first: a matrix without a pattern is told by these.
 _FIRST = 8
+_BLOCK = 1024
 
 
-def pattern_of(words: Any, count: int) -> tuple[int, int] | None:
-    """The first of PATTERNS that a matrix has in every row; None if it has none.
+def holds(words: Any, pattern: tuple[int, int]) -> bool:
+    """Whether each group of M columns has N values or fewer, in every row.
 
     Args:
         words: the bits of the entries, (m, n).
-        count: how many of them are not 0.
+        pattern: one of PATTERNS.
     """
     m, n = words.shape
-    for N, M in PATTERNS:
-        if n % 8 or count > m * n * N // M:
-            continue
-        blocks = [words[:_FIRST], *(words[i : i + 4096] for i in range(_FIRST, m, 4096))]
-        if all(_fits(block, N, M) for block in blocks):
-            return N, M
-    return None
+    if n % 8:
+        return False
+    right = _few_enough(pattern)
+    blocks = [words[:_FIRST], *(words[i : i + _BLOCK] for i in range(_FIRST, m, _BLOCK))]
+    return all(
+        bool(right[np.packbits(block != 0, axis=1, bitorder="little")].all()) for block in blocks
+    )
 
 
 def check(pattern: tuple[int, int], n: int) -> None:
@@ -80,14 +81,17 @@ def bits_from(positions: Any, pattern: tuple[int, int], n: int) -> Any:
     return bits[codes]
 
 
-def _fits(block: Any, N: int, M: int) -> bool:
-    kept = (block != 0).reshape(block.shape[0], -1, M)
-    return bool((kept.sum(axis=2, dtype=np.uint8) <= N).all())
-
-
 def _code_bits(pattern: tuple[int, int]) -> int:
     N, M = pattern
     return 8 // M * N * (M.bit_length() - 1)
+
+
+@cache
+def _few_enough(pattern: tuple[int, int]) -> Any:
+    """Whether a byte of bits has N ones or fewer in each group."""
+    N, M = pattern
+    groups = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).reshape(256, -1, M)
+    return (groups.sum(axis=2) <= N).all(axis=1)
 
 
 @cache

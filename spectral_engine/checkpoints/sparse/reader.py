@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 
 from spectral_engine.checkpoints.formats.base import (
@@ -17,11 +18,13 @@ from spectral_engine.checkpoints.formats.base import (
     brief,
 )
 from spectral_engine.checkpoints.formats.safetensors_format import (
+    CHUNK,
     LENGTH_BYTES,
+    TORCH_DTYPES,
     SafetensorsFile,
     write_safetensors,
 )
-from spectral_engine.checkpoints.sparse import forms, layout
+from spectral_engine.checkpoints.sparse import checks, forms, layout
 
 
 class Stored(SafetensorsFile):
@@ -31,6 +34,24 @@ class Stored(SafetensorsFile):
         """Write a tensor's bytes to another file, in chunks."""
         entry = self._entries[name]
         self._copy(entry.start, entry.end, file)
+
+    def count_words(self, name: str, size: int) -> int:
+        """How many words of that many bytes are not 0; read in chunks, into the same memory."""
+        entry, count = self._entries[name], 0
+        buffer = memoryview(bytearray(min(CHUNK, entry.end - entry.start)))
+        for position in range(entry.start, entry.end, CHUNK):
+            chunk = buffer[: min(CHUNK, entry.end - position)]
+            self._fill(chunk, position)
+            count += int(np.count_nonzero(np.frombuffer(chunk, f"u{size}")))
+        return count
+
+    def read_first(self, name: str, rows: int) -> torch.Tensor:
+        """The first rows of a tensor whose dtype torch has, at most so many."""
+        entry = self._entries[name]
+        rows = min(rows, entry.shape[0])
+        tensor = torch.empty((rows, *entry.shape[1:]), dtype=TORCH_DTYPES[entry.dtype])
+        self._fill(as_bytes(tensor), entry.start)
+        return tensor
 
     def bytes_of(self, name: str) -> int:
         """How many bytes a tensor takes."""
@@ -205,7 +226,7 @@ class CompressedFile(CheckpointFile):
         if self.stored.shape(part) > (64,):
             raise CheckpointError(self.path, f"{brief(part)} of at most 64 sizes", "more")
         try:
-            shape = forms.shape_from(self.stored.read(part))
+            shape = checks.shape_from(self.stored.read(part))
         except ValueError as error:
             raise CheckpointError(self.path, f"{brief(part)} to be a shape", str(error)) from error
         return layout.Dense(self.stored.dtype(layout.part_name(prefix, forms.VALUES)), shape)

@@ -198,7 +198,7 @@ def test_one_tensor_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SafetensorsFile, "read", watched)
     se.compress_file(dense, tmp_path / "small.safetensors")
-    assert len(alive) == 10
+    assert len(alive) == 5
 
 
 def test_a_version_that_is_not_known(tmp_path):
