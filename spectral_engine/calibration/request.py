@@ -14,8 +14,8 @@ from spectral_engine.recipe.refits import Refit
 
 #: Bytes of moments, and of the working memory of a refit beside them, unless the caller says.
 MAX_BYTES = 1 << 32
-#: Samples of a layer, unless the caller says: ten a feature for 6,500 features. From 2^13 on neither
-#: a convolutional nor a recurrent network nor a transformer gained by more (docs/design.md).
+#: Samples of a layer, unless the caller says: ten a feature for 6,500 features. From 2^13 on no
+#: convolutional or recurrent network and no transformer gained by more (docs/design.md).
 MAX_SAMPLES = 1 << 16
 
 
