@@ -9,8 +9,9 @@ beyond the end of the values, are read from `last`, a copy of their values with 
 # Compiled code has no types to check: Numba gives its own.
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.product.cpu.plain import LANES, wide
 from spectral_kernels.product.cpu.scalars import fused
 from spectral_kernels.product.cpu.vectors import add_products, row_products, row_values
@@ -20,7 +21,7 @@ from spectral_kernels.product.cpu.vectors import add_products, row_products, row
 _ROWS, _COLUMNS = 8, 512
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def load_sides(words, kind, n, X, stride):
     """Rows of n words as rows of X with zeros behind them; whether all of them are finite."""
     sides, zero = words.size // n, X.dtype.type(0)
@@ -35,7 +36,7 @@ def load_sides(words, kind, n, X, stride):
     return wrong == zero
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def tree(lanes, start):
     """The sum of 32 lanes, halves onto each other; -0 becomes 0. Overwrites them."""
     half = LANES // 2
@@ -46,7 +47,7 @@ def tree(lanes, start):
     return lanes[start] + lanes.dtype.type(0)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def some_rows(words, shift, bits, offsets, n, table, X, stride, Y, sides, low, high):
     """Y (sides, m), flat, in rows low to high; a row's values start at its offset less shift."""
     m, width = offsets.size, (n + 7) // 8
@@ -95,7 +96,7 @@ def some_rows(words, shift, bits, offsets, n, table, X, stride, Y, sides, low, h
                 r += 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, low, high):
     """Y in rows low to high."""
     middle = min(max(low, safe), high)
@@ -105,7 +106,7 @@ def rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides
         some_rows(last, shift, bits, offsets, n, table, X, stride, Y, sides, middle, high)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def small_product(
     x, kind, words, last, safe, bits, offsets, n, table, X, stride, Y, sides
 ):  # fmt: skip
@@ -117,7 +118,7 @@ def small_product(
     return finite
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, tasks):
     """Y (sides, m), flat: the rows cut into so many tasks."""
     m = offsets.size
@@ -126,7 +127,7 @@ def product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, tas
         rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, low, high)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def decode(words, last, safe, bits, offsets, n, table, out, stride, low, high, tasks):
     """out: rows low to high, dense, stride apart; each 0 from column n to a multiple of 64."""
     width, count = (n + 7) // 8, high - low
@@ -140,7 +141,7 @@ def decode(words, last, safe, bits, offsets, n, table, out, stride, low, high, t
                 row_values(last, at, bits, i * width, width, table, out, to)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high):
     """Y in rows low to high, one stored value after another; words uint16, uint32 or uint64."""
     m = offsets.size
@@ -159,7 +160,7 @@ def column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high):
             Y[r * m + i] = tree(lanes, 0)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def column_product(words, kind, columns, offsets, X, stride, Y, sides, tasks):
     """Y (sides, m), flat, by `column_rows`."""
     m = offsets.size
@@ -168,7 +169,7 @@ def column_product(words, kind, columns, offsets, X, stride, Y, sides, tasks):
         column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def columns_of(bits, offsets, n, nnz, tasks):
     """The column of each stored value, uint16."""
     m, width = offsets.size, (n + 7) // 8

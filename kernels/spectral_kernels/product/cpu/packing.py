@@ -9,9 +9,10 @@ handled so while eight more of the row are to come, so that no store falls outsi
 # Compiled code has no types to check: Numba gives its own.
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.product.arrays import Words
 from spectral_kernels.product.cpu.scalars import popcount
 from spectral_kernels.product.cpu.threads import shared
@@ -51,7 +52,7 @@ def first_wrong_row(bits: Bits, offsets: Offsets, nnz: int, n: int) -> int:
     return int(wrong[0]) if wrong.size else -1
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def _bits(words, m, n, tasks):
     width = (n + 7) // 8
     bits, counts = np.empty((m, width), np.uint8), np.empty(m, np.int64)
@@ -75,7 +76,7 @@ def _bits(words, m, n, tasks):
     return bits, counts
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def _gather(words, bits, offsets, values, n, tasks):
     m, width = offsets.size, (n + 7) // 8
     for task in prange(tasks):
@@ -96,7 +97,7 @@ def _gather(words, bits, offsets, values, n, tasks):
                             at += 1
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def _scatter(values, bits, offsets, out, n, tasks):
     m, width, zero = offsets.size, (n + 7) // 8, out.dtype.type(0)
     for task in prange(tasks):
@@ -119,7 +120,7 @@ def _scatter(values, bits, offsets, out, n, tasks):
                             out[start + b] = zero
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def _right_rows(bits, offsets, nnz, n, tasks):
     m, width = offsets.size, (n + 7) // 8
     right = np.empty(m, np.uint8)

@@ -4,9 +4,10 @@
 # Compiled code has no types to check: Numba gives its own.
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numba.extending import overload
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.product.cpu.scalars import float32_of, float64_of, fused
 
 #: What 16-bit words are.
@@ -44,7 +45,7 @@ def _wide(word, kind):
     return wide16
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def product(words, kind, bits, offsets, n, X, Y, tasks):
     """Y (k, m) = X (k, n) S^T; X and Y float64 for 64-bit words, else float32."""
     m, width = offsets.size, (n + 7) // 8

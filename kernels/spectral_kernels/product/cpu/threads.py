@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import numba
 
+from spectral_kernels._numba import on_one_thread
+
 #: Entries of a matrix that are worth one more thread; waking one costs a small matrix more.
 _THREAD_ENTRIES = 1 << 18
 
@@ -20,7 +22,9 @@ def shared(entries: int) -> Iterator[int]:
     """Let kernels use the threads that a matrix of so many entries is worth; gives the tasks to
     cut it into: 1 where one thread is to do it all.
     """
-    if worth(entries) == 1:  # leave the threads alone: to ask for them costs microseconds
+    if (
+        worth(entries) == 1 or on_one_thread()
+    ):  # leave the threads alone: to ask for them costs microseconds
         yield 1
         return
     torch = sys.modules.get("torch")

@@ -27,6 +27,9 @@ from spectral_kernels.product.cpu.plain import LANES
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 #: Values that the AVX2 way may read, and not use, beyond the last of a row.
 SPARE = 8
+#: Bytes from a word's values to the lines that are fetched meanwhile, as many as a word of a matrix
+#: half full takes in float32. On Zen 3, one thread, larger than the cache: 10 to 15 % faster.
+_AHEAD = (4096, 4160)
 
 
 @intrinsic(prefer_literal=True)
@@ -147,7 +150,13 @@ def _words_of_row(b, row):
         source = b.select(inside, source, b.bitcast(row.tail.slot, _I8.as_pointer()))
         word = b.load(b.bitcast(source, _I64.as_pointer()), align=1)
         start = b.load(row.before)
-        yield b.gep(row.values, [start]), word, b.mul(loop.index, ir.Constant(_I64, WORD))
+        here = b.gep(row.values, [start])
+        for line in _AHEAD:
+            ahead = b.gep(b.bitcast(here, _I8.as_pointer()), [ir.Constant(_I64, line)])
+            flags = [ir.Constant(_I32, flag) for flag in (0, 3, 1)]  # read, keep, data
+            kinds = [_I8.as_pointer(), _I32, _I32, _I32]
+            b.call(function(b, "llvm.prefetch.p0", ir.VoidType(), kinds), [ahead, *flags])
+        yield here, word, b.mul(loop.index, ir.Constant(_I64, WORD))
         b.store(b.add(start, b.ctpop(word)), row.before)
 
 
