@@ -8,6 +8,7 @@ the model inside.
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 #: Children that only a wrapper has, under names that nothing else uses.
@@ -48,6 +49,16 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, module in named_modules(model)
         for local, parameter in module._parameters.items()
         if parameter is not None
+    }
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer that a model saves, as `named_parameters` names them."""
+    return {
+        parameter_name(name, local): tensor
+        for name, module in named_modules(model)
+        for local, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and local not in module._non_persistent_buffers_set
     }
 
 

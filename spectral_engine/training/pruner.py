@@ -12,9 +12,9 @@ from torch import nn
 from spectral_engine._util.checks import boolean, integer, number
 from spectral_engine._util.text import as_text
 from spectral_engine.layers.find import find_layers
-from spectral_engine.layers.names import named_parameters
+from spectral_engine.layers.names import named_tensors
 from spectral_engine.layers.selector import RecipeSelector
-from spectral_engine.layers.storage import memory_of
+from spectral_engine.layers.storage import memory_of, require_writable
 from spectral_engine.masking.model import mask_layers
 from spectral_engine.pruning.model import prune
 from spectral_engine.pruning.plan import splits_of
@@ -25,8 +25,8 @@ from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.spectral.tracker import SpectrumTracker
 from spectral_engine.training.rounds import Round, Values, parts_of_round
 from spectral_engine.training.schedules import Schedule
+from spectral_engine.training.state import FORMAT, read_state
 
-FORMAT = "spectral_engine.Pruner 1"
 #: A spectrum has collapsed if it keeps less than this share of what it was.
 COLLAPSE = 0.5
 
@@ -135,9 +135,7 @@ class Pruner:
             raise RuntimeError("pruner: expected no step after finish; make a new one")
         if self.count == self._rewind:
             self._early = {
-                name: tensor.detach().clone()
-                for name, tensor in self._model.state_dict().items()
-                if isinstance(tensor, torch.Tensor)  # other extra state is not weights
+                name: tensor.detach().clone() for name, tensor in named_tensors(self._model).items()
             }
         target = self.schedule.targets.get(self.count)
         report = None if target is None else self._prune(target)
@@ -178,12 +176,11 @@ class Pruner:
 
     def _put_back(self, early: Mapping[str, torch.Tensor]) -> None:
         """Early weights, except where pruning has just made a zero; under all names of a weight."""
-        state = self._model.state_dict(keep_vars=True)
-        own = named_parameters(self._model)
+        own = named_tensors(self._model)
         pruned = {memory_of(own[_parameter(name)]) for name in self._pruned}
         for name, kept in early.items():
-            tensor = state[name].detach()
-            zero = memory_of(state[name]) in pruned
+            tensor = own[name].detach()
+            zero = memory_of(own[name]) in pruned
             tensor.copy_(torch.where(tensor != 0, kept, 0) if zero else kept)
 
     def _judge(self) -> None:
@@ -282,35 +279,24 @@ class Pruner:
 
         The masks are made anew from the zeros of the pruned weights.
 
+        Args:
+            state: what `state_dict` gave.
+
         Raises:
-            ValueError: `state` is no pruner's, or one of another schedule, rewinding, recording or
-                model; nothing is changed then.
+            TypeError: `state` is no dictionary.
+            ValueError: it is no pruner's, a damaged one, or one of another schedule, rewinding,
+                recording or model. Everything is checked first: nothing is changed then.
         """
-        if state.get("format") != FORMAT:
-            raise ValueError(f"state: expected format {FORMAT!r}; got {state.get('format')!r}")
-        for name, mine in (
-            ("targets", [list(target) for target in self.schedule.targets.items()]),
-            ("early", self._early),
-            ("spectra", self._tracker),
-        ):
-            same = mine == state[name] if name == "targets" else (mine is None) is (
-                state[name] is None
-            )  # fmt: skip
-            if not same:
-                raise ValueError(f"state: expected the {name} of this pruner; got others")
         found, _ = find_layers(self._model, self._selector, self._split)
         layers = {layer.name: layer for layer in found}
-        for name in state["pruned"]:
-            if name not in layers:
-                raise ValueError(f"state: expected weights of this model; got {name!r}, pruned")
-        if self._tracker is not None:
-            self._tracker.load_state_dict(state["spectra"])
-        self.count, self.finished = int(state["count"]), bool(state["finished"])
-        self._rounds = [(int(step), float(a), float(b)) for step, a, b in state["rounds"]]
-        self._pruned, self._collapsed = list(state["pruned"]), set(state["collapsed"])
-        self._early = state["early"]
-        if self._options["masks"]:
-            mask_layers([layers[name] for name in self._pruned])
+        read = read_state(state, self.schedule, layers, self._model, self._rewind, self._tracker)
+        masked = [layers[name] for name in read.pruned] if self._options["masks"] else []
+        require_writable((layer.name, layer.parameter) for layer in masked)
+        if self._tracker is not None and read.spectra is not None:
+            self._tracker.load_state_dict(dict(read.spectra))  # all or nothing, as this
+        self.count, self.finished, self._rounds = read.count, read.finished, read.rounds
+        self._pruned, self._collapsed, self._early = read.pruned, read.collapsed, read.early
+        mask_layers(masked)
 
 
 def _parameter(name: str) -> str:

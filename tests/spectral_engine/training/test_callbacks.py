@@ -138,7 +138,8 @@ def test_a_wrapped_model_is_rewound_and_resumed(wrap):
     torch.manual_seed(0)
     model = mlp()
     early = {name: value.clone() for name, value in model.state_dict().items()}
-    pruner = se.Pruner(wrap(model), se.OneShot(0.5, start=1), rewind=0, leading=0)
+    schedule = se.Iterative(0.75, rounds=2, start=1)
+    pruner = se.Pruner(wrap(model), schedule, rewind=0, leading=0)
     pruner.step()
     steps(model)
     assert pruner.step() is not None
@@ -146,6 +147,9 @@ def test_a_wrapped_model_is_rewound_and_resumed(wrap):
     assert torch.equal(model[0].weight, early["0.weight"] * kept)
     plain = mlp()
     plain.load_state_dict(model.state_dict())
-    resumed = se.Pruner(plain, se.OneShot(0.5, start=1), rewind=0, leading=0)
+    resumed = se.Pruner(plain, schedule, rewind=0, leading=0)
     resumed.load_state_dict(pruner.state_dict())
     assert torch.equal(se.masks(plain)["0.weight"].unpack(), kept)
+    steps(plain)
+    assert resumed.step() is not None
+    assert torch.equal(plain[0].weight, early["0.weight"] * (plain[0].weight != 0))
