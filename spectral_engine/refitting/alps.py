@@ -17,6 +17,7 @@ from spectral_kernels.spectra import full_precision
 
 from spectral_engine._util.threads import one_thread
 from spectral_engine.matrix.moments import Moments
+from spectral_engine.refitting.damping import damping_level
 
 #: rho at first, its factor from step to step, and the number of steps. Slower growth finds better
 #: masks; these were chosen on LeNet-300-100's validation part and on MiniLM.
@@ -43,11 +44,11 @@ def alps_mask(
         weight: (m, n), float32 or float64. moments: of the inputs, (n, n).
         keep_largest: from a matrix (m, n) to a copy with zeros where an entry is not kept; it says
             how many are, in the whole matrix, a row or a group.
-        damping: lambda as a share of the mean of the diagonal.
+        damping: lambda as a share of `damping_level`, nearly always the mean of the diagonal.
     """
     with full_precision(torch):
         second = moments.second.to(weight.dtype)
-        ridge = damping * float(second.diagonal().mean())
+        ridge = damping * damping_level(second.diagonal())
         if ridge == 0.0:
             return keep_largest(weight) != 0
         scale = (second.diagonal() + ridge).sqrt()

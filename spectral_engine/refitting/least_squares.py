@@ -9,9 +9,10 @@ import torch
 from spectral_kernels.spectra import full_precision
 
 from spectral_engine.matrix.moments import Moments
+from spectral_engine.refitting.damping import damping_level
 from spectral_engine.refitting.gradients import STEPS, TOLERANCE, masked_gradients
 
-#: lambda as a share of the mean of the second moments' diagonal, as in SparseGPT's own code.
+#: lambda as a share of the level of the second moments' diagonal, as in SparseGPT's own code.
 DAMPING = 0.01
 #: The least number of entries in the rows that are solved together.
 _CHUNK = 1 << 16
@@ -29,15 +30,15 @@ def least_squares(
     """The matrix on `mask` whose outputs are nearest to those of `weight`, row by row.
 
     With H = E[x x^T] + lambda I it solves (H_MM) s = (H w)_M for each row; lambda is `damping`
-    times the mean of H's diagonal. Rows are taken in runs, so that no more memory is used beside
-    the moments than as much again.
+    times `damping_level`, nearly always the mean of H's diagonal. Rows are taken in runs, so that
+    no more memory is used beside the moments than as much again.
 
     Args:
         weight: (m, n), float32 or float64. mask: (m, n), boolean.
         moments: of the inputs, (n, n).
     """
     H = moments.second.to(weight.dtype)
-    ridge = damping * float(H.diagonal().mean())
+    ridge = damping * damping_level(H.diagonal())
     if ridge == 0.0:
         return weight * mask
     cross = None if moments.cross is None else moments.cross.to(weight.dtype)

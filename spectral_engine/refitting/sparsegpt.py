@@ -10,6 +10,7 @@ from spectral_kernels.spectra import full_precision
 
 from spectral_engine._util.threads import one_thread
 from spectral_engine.matrix.moments import Moments
+from spectral_engine.refitting.damping import damping_level
 
 #: Columns whose entries are judged together, and that change before the rest of the matrix does.
 BLOCK = 128
@@ -36,7 +37,7 @@ def sparsegpt(
         mask: boolean (m, n), True where an entry is kept; chosen on the way if not given, and then
             entries that are 0 in `weight` stay so.
         pattern: (N, M) to keep N of every M neighbours of a row, whatever the sparsity.
-        damping: lambda as a share of the mean of the diagonal of the moments.
+        damping: lambda as a share of `damping_level`, nearly always the mean of the diagonal.
 
     Raises:
         ValueError: the moments cannot be factored.
@@ -84,7 +85,7 @@ def inverse_factor(second: torch.Tensor, damping: float) -> tuple[torch.Tensor, 
     Raises:
         ValueError: not positive definite, also with a damping 1000 times as large.
     """
-    level = float(second.diagonal().mean()) or 1.0
+    level = damping_level(second.diagonal()) or 1.0
     for attempt in range(_ATTEMPTS):
         ridge = damping * 10**attempt * level
         H = second.clone()
