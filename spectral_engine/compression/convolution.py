@@ -27,6 +27,14 @@ class SparseConv(SparseLinear):
     Args:
         parts: of the weight, in one of the forms.
         layer: the convolution; its weight is not kept.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> layer = torch.nn.Conv2d(16, 8, 1)
+    >>> _ = se.prune(layer, "magnitude", 0.75)
+    >>> x = torch.randn(2, 16, 5, 5)
+    >>> torch.allclose(se.SparseConv.from_dense(layer)(x), layer(x), atol=1e-5)
+    True
     """
 
     def __init__(self, parts: Mapping[str, torch.Tensor], layer: _Convolution) -> None:

@@ -119,6 +119,17 @@ def decompress_file(
 
     Raises:
         TypeError, ValueError, OSError: name what was wrong; nothing is left half-written.
+
+    >>> import tempfile, torch
+    >>> import spectral_engine as se
+    >>> from pathlib import Path
+    >>> from safetensors.torch import load_file, save_file
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save_file({"fc.weight": torch.eye(64)}, folder / "dense.safetensors")
+    >>> report = se.compress_file(folder / "dense.safetensors", folder / "small.safetensors")
+    >>> se.decompress_file(folder / "small.safetensors", folder / "again.safetensors")
+    >>> torch.equal(load_file(folder / "again.safetensors")["fc.weight"], torch.eye(64))
+    True
     """
     boolean("force", force)
     with open_checkpoint(source) as checkpoint:

@@ -104,6 +104,12 @@ class SparseEmbedding(SparseWeight):
         parts: of the weight, in one of the forms.
         weight_shape: (entries, features).
         padding_idx: as `torch.nn.Embedding` has it; kept for `to_dense`.
+
+    >>> import torch
+    >>> import spectral_engine as se
+    >>> layer = torch.nn.Embedding.from_pretrained(torch.eye(16))
+    >>> se.SparseEmbedding.from_dense(layer)(torch.tensor([3])).argmax().item()
+    3
     """
 
     def __init__(

@@ -13,7 +13,7 @@ bounded length. It is made anew when an array moves or changes.
 import threading
 from collections import OrderedDict
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from spectral_kernels.product import Operator, Packed, prepare, unpack
@@ -44,6 +44,9 @@ class Prepared:
 
 
 _HOLDERS: WeakSet[Holder] = WeakSet()
+#: What modules have prepared, by the arrays. An operator holds its arrays, so that as long as it is
+#: here no other array has their addresses.
+_FOUND: WeakValueDictionary[Key, Prepared] = WeakValueDictionary()
 _KEPT: OrderedDict[Key, Prepared] = OrderedDict()
 _LOCK = threading.RLock()
 
@@ -79,6 +82,8 @@ def prepared_by(module: Holder, columns: int) -> Operator:
     if held is None or held.key != key:
         held = Prepared(key, prepare(packed_of(*arrays, columns)))
         module.prepared = held
+        with _LOCK:
+            _FOUND[key] = held
     return held.operator
 
 
@@ -87,10 +92,9 @@ def _operator(
 ) -> Operator:
     key = key_of(values, bitmask, row_offsets)
     with _LOCK:
-        for module in _HOLDERS:
-            held = module.prepared
-            if held is not None and held.key == key:
-                return held.operator
+        held = _FOUND.get(key)
+        if held is not None:
+            return held.operator
         for module in _HOLDERS:
             if key_of(module.compressed, module.bitmask, module.row_offsets) == key:
                 return prepared_by(module, columns)
