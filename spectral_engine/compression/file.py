@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spectral_engine._util.checks import boolean
-from spectral_engine._util.globs import matches
-from spectral_engine._util.progress import check_progress, reporting
+from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.checkpoints.atomic import replacing_file, replacing_folder
+from spectral_engine.checkpoints.embeddings import LOOKS_LIKE_ONE, looks_like_embedding
 from spectral_engine.checkpoints.folder import Folder
 from spectral_engine.checkpoints.formats.base import CheckpointFile
 from spectral_engine.checkpoints.rewrite import check_folders
 from spectral_engine.checkpoints.sparse.company import CONFIG, compressed_config
 from spectral_engine.checkpoints.sparse.reader import CompressedFile
-from spectral_engine.compression.report import CompressReport
+from spectral_engine.compression.report import CompressedWeight, CompressReport
 from spectral_engine.compression.writing import Written, write_compressed
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.selector import Selector
 
 _SAFETENSORS = ".safetensors"
-#: Names that look like those of embeddings, which stay dense unless targets name them.
-EMBEDDINGS = ("*embed*", "*wte.weight", "*wpe.weight")
 LARGER = "no sparse form is smaller"
 
 
@@ -37,7 +35,7 @@ def compress_file(
     ignore: str | Iterable[str] | None = None,
     keep_negative_zero: bool = True,
     force: bool = False,
-    progress: Any = False,
+    progress: Progress[CompressedWeight] = True,
 ) -> CompressReport:
     """Write a pruned weight file or folder again without its zeros.
 
@@ -164,8 +162,8 @@ def _wanted(checkpoint: Checkpoint, selector: Selector, report: CompressReport) 
         if len(checkpoint.shape(name)) < 2:
             continue
         called = [name, name.removesuffix(".weight")]
-        looks = any(matches(pattern, [name.lower()]) for pattern in EMBEDDINGS)
-        reason = selector.reason_against(called, opt_in="looks like an embedding" if looks else "")
+        opt_in = LOOKS_LIKE_ONE if looks_like_embedding([name]) else ""
+        reason = selector.reason_against(called, opt_in=opt_in)
         if reason is None:
             wanted.add(name)
         else:

@@ -239,8 +239,8 @@ def _select(
     # A weight that is an embedding under one of its names is one under all: pruning the output
     # head that shares it would prune the embedding.
     opt_ins = [view.opt_in for one in names for view in one.views if view.opt_in]
-    for view in first.views:
-        view = replace(view, opt_in=opt_ins[0] if opt_ins else "")
+    for own in first.views:
+        view = replace(own, opt_in=opt_ins[0] if opt_ins else "")
         aliases = [one.of(view) for one in others]
         names_of_view = (*called, first.of(view), *aliases)
         opt_in = "" if every else view.opt_in

@@ -15,14 +15,13 @@ from torch import nn
 from spectral_engine._util.globs import matches
 from spectral_engine.checkpoints import Checkpoint
 from spectral_engine.checkpoints.config import model_config
+from spectral_engine.checkpoints.embeddings import LOOKS_LIKE_ONE, looks_like_embedding
 from spectral_engine.checkpoints.quantised import companions_of
 from spectral_engine.layers.architecture import model_of_folder
 from spectral_engine.layers.find import Layer, Skipped, find_layers
 from spectral_engine.layers.views import View
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: Names of embeddings, which are left alone unless `targets` asks for them.
-EMBEDDINGS = ("*embed*", "*wte.weight", "*wpe.weight")
 #: Names of what has two dimensions and is no matrix, in models that are known to have it.
 NO_MATRICES = (
     "*a_log", "*bias", "*relative_attention_bias*", "*norm*.weight", "*.router.weight", "*.sinks",
@@ -177,7 +176,7 @@ def _judge_by_name(
 ) -> None:
     lowered = [name.lower() for name in names]
     called = (*names, *(name.removesuffix(".weight") for name in names))
-    embedding = any(matches(pattern, lowered) for pattern in EMBEDDINGS)
+    embedding = looks_like_embedding(names)
     if not embedding and any(matches(pattern, lowered) for pattern in NO_MATRICES):
         found.left.append(Skipped(first, "by its name no matrix of a layer"))
         return
@@ -185,7 +184,7 @@ def _judge_by_name(
         first,
         of=_transposed if _is_conv1d(lowered, shape, family) else _whole,
         batch=len(shape) == 3 and any("expert" in name for name in lowered),
-        opt_in="looks like an embedding" if embedding else "",
+        opt_in=LOOKS_LIKE_ONE if embedding else "",
     )
     found.layers.append(TensorLayer(first, first, view, shape, called, (), tuple(names[1:])))
 
