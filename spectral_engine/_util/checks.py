@@ -6,6 +6,7 @@ saved alike. A truth value is no number, and an array of one entry is no scalar.
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def boolean(name: str, value: Any) -> bool:
         TypeError: anything else.
     """
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False; got {_value(value)}")
+        raise TypeError(f"{name}: expected True or False; got {shown(value)}")
     return bool(value)
 
 
@@ -104,7 +105,7 @@ def number(
     )
     if not inside:
         bounds = _interval(least, above, most, below)
-        raise ValueError(f"{name}: expected {meaning}{bounds}; got {_value(value)}")
+        raise ValueError(f"{name}: expected {meaning}{bounds}; got {shown(value)}")
     return found
 
 
@@ -124,8 +125,31 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """
     allowed = list(choices)
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {_value(value)}")
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {shown(value)}")
     return value
+
+
+def file_path(name: str, value: Any) -> Path:
+    """The path of a file or folder, which need not exist.
+
+    Args:
+        name: of the argument, for the message.
+        value: a string, or an object that stands for one (`os.PathLike`).
+
+    Returns:
+        It, as a Path.
+
+    Raises:
+        TypeError: anything else, bytes too.
+        ValueError: a string that no file system takes.
+    """
+    try:
+        found = Path(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a path; got {_typed(value)}") from error
+    if "\0" in str(found):
+        raise ValueError(f"{name}: expected a path; got one with a null byte")
+    return found
 
 
 def _interval(
@@ -143,16 +167,16 @@ def _interval(
     return " that is finite"
 
 
-def _value(value: Any) -> str:
+def shown(value: Any) -> str:
     """How a message shows what came: the value itself where that is short, else its type."""
     if value is None or isinstance(value, _PLAIN):
-        shown = repr(value.item() if isinstance(value, np.generic) else value)
-        if len(shown) <= _SHOWN:
-            return shown
+        said = repr(value.item() if isinstance(value, np.generic) else value)
+        if len(said) <= _SHOWN:
+            return said
     return type(value).__name__
 
 
 def _typed(value: Any) -> str:
     """How a message shows what is of the wrong type: that type, and the value where it is short."""
-    kind, shown = type(value).__name__, _value(value)
-    return shown if shown in (kind, "None") else f"{kind} {shown}"
+    kind, said = type(value).__name__, shown(value)
+    return said if said in (kind, "None") else f"{kind} {said}"

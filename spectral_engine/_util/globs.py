@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from spectral_engine._util.checks import shown
+
 
 def patterns(value: Any, argument: str) -> list[str]:
     """One pattern or several, as a list.
@@ -14,9 +16,13 @@ def patterns(value: Any, argument: str) -> list[str]:
     """
     found = [value] if isinstance(value, str) else value
     if isinstance(found, Iterable):
-        found = list(found)
+        try:
+            found = list(found)
+        except (TypeError, RuntimeError):  # an array of no dimensions, a nested tensor
+            found = None
     if not isinstance(found, list) or not all(isinstance(pattern, str) for pattern in found):
-        raise TypeError(f"{argument}: expected a string or a list of strings; got {value!r}")
+        said = value if isinstance(value, list | tuple) else shown(value)
+        raise TypeError(f"{argument}: expected a string or a list of strings; got {said}")
     for pattern in found:
         try:
             re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")

@@ -28,7 +28,9 @@ class Splits:
 
     def __post_init__(self) -> None:
         given = {} if self.given is None else self.given
-        if not isinstance(given, Mapping) or not all(map(_is_parts, given.values())):
+        if not isinstance(given, Mapping) or not all(
+            isinstance(pattern, str) and _is_parts(parts) for pattern, parts in given.items()
+        ):
             raise TypeError(
                 "split: expected a dictionary from a pattern to the names of equal parts, or from "
                 f"name to number of rows; got {self.given!r}"

@@ -27,6 +27,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from spectral_engine._util.checks import boolean, shown
+
 #: The gates of a recurrent weight in the order of its rows, as PyTorch documents them.
 GATES = {
     "LSTM": ("input", "forget", "cell", "output"),
@@ -58,6 +60,9 @@ class View:
         opt_in: what the weight is, such as "an embedding", if it is only pruned where `targets`
             names it.
 
+    Raises:
+        TypeError: names the argument, what was expected and what came.
+
     >>> import torch
     >>> import spectral_engine as se
     >>> upper = se.View("weight", lambda weight: weight[:2], part="upper")
@@ -70,6 +75,15 @@ class View:
     part: str = ""
     batch: bool = False
     opt_in: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("parameter", "part", "opt_in"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name}: expected a string; got {shown(value)}")
+        if not callable(self.of):
+            raise TypeError(f"of: expected a function of a parameter; got {shown(self.of)}")
+        boolean("batch", self.batch)
 
 
 Views = Callable[[Any], Iterable[View]]

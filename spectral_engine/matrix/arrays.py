@@ -8,19 +8,38 @@ import torch
 from spectral_kernels import module_of
 
 _CHUNK = 1 << 22
+#: What torch computes with; of wider unsigned integers and of float8 it only stores.
+_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
 
 
 def as_tensor(array: Any, argument: str = "weight") -> torch.Tensor:
-    """The array as a detached torch tensor, without a copy.
+    """The array as a detached torch tensor, without a copy where torch can have its memory.
+
+    Args:
+        array: NumPy, torch or CuPy, of floating-point numbers or integers.
+        argument: its name, for messages.
 
     Raises:
-        TypeError: no array, a sparse one, or one of complex numbers.
+        TypeError: no array; a sparse, nested or masked one, of which something would be lost; one
+            of another machine's byte order, of complex or truth values, or of a dtype that torch
+            does not compute with.
+        ValueError: on the meta device.
     """
     tensor = _as_any_tensor(array, argument)
+    if tensor.is_nested:
+        raise TypeError(
+            f"{argument}: expected a dense tensor; got a nested tensor: give its matrices one by "
+            "one (tensor.unbind()), or tensor.to_padded_tensor(0)"
+        )
     if tensor.layout != torch.strided:
         raise TypeError(f"{argument}: expected a dense tensor; got layout {tensor.layout}")
-    if tensor.is_complex():
+    if tensor.dtype not in _DTYPES:
         raise TypeError(f"{argument}: expected real numbers; got {tensor.dtype}")
+    if tensor.is_meta:
+        raise ValueError(f"{argument}: expected values; got a tensor on the meta device")
     return tensor
 
 
@@ -28,9 +47,7 @@ def _as_any_tensor(array: Any, argument: str) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array.detach()
     if isinstance(array, np.ndarray):
-        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-            array = array.copy()  # torch has no read-only tensors and no negative strides
-        return torch.from_numpy(array)
+        return _of_numpy(array, argument)
     if module_of(array) == "cupy":
         tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(array)
         return tensor
@@ -38,6 +55,27 @@ def _as_any_tensor(array: Any, argument: str) -> torch.Tensor:
         f"{argument}: expected a NumPy array, a torch tensor or a CuPy array; "
         f"got {type(array).__module__}.{type(array).__qualname__}"
     )
+
+
+def _of_numpy(array: np.ndarray[Any, Any], argument: str) -> torch.Tensor:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{argument}: expected a plain array; got a masked array, of which the mask would be "
+            "ignored: give array.filled(0), or array.data"
+        )
+    if not array.dtype.isnative:
+        raise TypeError(
+            f"{argument}: expected this machine's byte order; got dtype {array.dtype.str!r}: "
+            "give array.astype(array.dtype.newbyteorder('='))"
+        )
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch has no read-only tensors and no negative strides
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:  # strings, objects, dates, float128
+        raise TypeError(f"{argument}: expected real numbers; got dtype {array.dtype}") from error
+    except ValueError as error:  # strides that are no whole number of entries
+        raise ValueError(f"{argument}: {error}") from error
 
 
 def as_matrix(array: Any, argument: str = "weight") -> torch.Tensor:

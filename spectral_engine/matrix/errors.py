@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from spectral_kernels.spectra import randomized_svd, spectral_error
 
+from spectral_engine._util.checks import one_of
 from spectral_engine.matrix.arrays import as_matrix, check_rank, frobenius_norm, largest_magnitude
 
 Algorithm = Literal["auto", "exact", "matrix-free"]
@@ -83,16 +84,17 @@ def errors(original: Any, sparse: Any, rank: int = 64, *, method: Algorithm = "a
 
 def _compared(original: Any, sparse: Any, rank: int, method: Algorithm) -> tuple[Errors, float]:
     """`errors`, and ||A - S||_2."""
-    if method not in ("auto", "exact", "matrix-free"):
-        raise ValueError(f"method: expected auto, exact or matrix-free; got {method!r}")
-    if isinstance(sparse, torch.Tensor) and sparse.layout != torch.strided:
-        sparse = sparse.to_dense()
+    one_of("method", method, ("auto", "exact", "matrix-free"))
+    if isinstance(sparse, torch.Tensor) and not sparse.is_nested:
+        sparse = sparse.detach().to_dense() if sparse.layout != torch.strided else sparse
     A, S = as_matrix(original, "original"), as_matrix(sparse, "sparse")
     if tuple(original.shape) != tuple(sparse.shape):
         raise ValueError(
             f"sparse: expected the shape of original, {tuple(original.shape)}; "
             f"got {tuple(sparse.shape)}"
         )
+    if A.device != S.device:
+        raise ValueError(f"sparse: expected it where original is, on {A.device}; got {S.device}")
     for matrix, argument in ((A, "original"), (S, "sparse")):
         if not math.isfinite(largest_magnitude(matrix)):
             raise ValueError(f"{argument}: expected finite entries; got NaN or infinity")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spectral_engine._util.checks import boolean, integer
+from spectral_engine._util.checks import boolean, file_path, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.layers.find import Skipped
@@ -73,7 +73,7 @@ def prune_file(
     integer("seed", seed, least=0, most=2**64 - 1)
     check_progress(progress)
     recipes = as_recipes(recipe, sparsity)
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(file_path("source", source)) as checkpoint:
         plan = plan_checkpoint(checkpoint, recipes, targets, ignore)
         report = PruneReport(
             recipes, plan.requested, seed, skipped=[*plan.skipped],

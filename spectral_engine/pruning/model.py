@@ -88,7 +88,7 @@ def prune(
         boolean(name, value)
     integer("seed", seed, least=0, most=2**64 - 1)
     check_progress(progress)
-    source = _as_calibration(calibration)
+    source = as_calibration(calibration)
     recipes = as_recipes(recipe, sparsity, calibrated=source is not None)
     plan = plan_model(model, recipes, targets, ignore)
     calibrated, seen = _calibrated(model, plan, source)
@@ -119,7 +119,7 @@ def prune(
 # Calibrate
 
 
-def _as_calibration(value: Any) -> Calibration | InputMoments | None:
+def as_calibration(value: Any) -> Calibration | InputMoments | None:
     """What a user gives for a calibration: batches stand for a `Calibration` of them."""
     if value is None or isinstance(value, Calibration | InputMoments):
         return value

@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from spectral_engine._util.checks import boolean, file_path
 from spectral_engine._util.text import as_text, plain_text
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.layers.find import Skipped
@@ -159,8 +160,7 @@ class PruneReport:
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write JSON, whole or not at all; an existing file only with `force`."""
-        target = Path(path)
-        with replacing_file(target, force=force) as file:
+        with replacing_file(file_path("path", path), force=boolean("force", force)) as file:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def table(self) -> Table:

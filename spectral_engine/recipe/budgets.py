@@ -27,7 +27,7 @@ from spectral_kernels import (
     pattern_sparsity,
 )
 
-from spectral_engine._util.checks import boolean, number, one_of
+from spectral_engine._util.checks import boolean, number, one_of, shown
 from spectral_engine.recipe.value import Value
 
 DEFAULT_SPARSITY = 0.9
@@ -171,6 +171,8 @@ class Pattern(Budget):
     shared: Shared | MaxError | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not (self.shared is None or isinstance(self.shared, Shared | MaxError)):
+            raise TypeError(f"shared: expected a budget such as ERK(0.9); got {shown(self.shared)}")
         parsed = parse_pattern(self.shape)
         _check(self)
         pattern_sparsity(self.shape, self.sparsity)
@@ -185,14 +187,11 @@ class Pattern(Budget):
                         f"expected {usual!r}; got {value!r}"
                     )
             object.__setattr__(self, "sparsity", None)  # its own; equal however it was said
-        if self.shared is not None:
-            if not isinstance(self.shared, Shared | MaxError):
-                raise TypeError(f"shared: expected a budget such as ERK(0.9); got {self.shared!r}")
-            if self.sparsity is not None or self.shared.group != "tensor":
-                raise ValueError(
-                    "shared: decides the sparsity and not the group, so expected sparsity=None and "
-                    f"group 'tensor' in it; got {self!r}"
-                )
+        if self.shared is not None and (self.sparsity is not None or self.shared.group != "tensor"):
+            raise ValueError(
+                "shared: decides the sparsity and not the group, so expected sparsity=None and "
+                f"group 'tensor' in it; got {self!r}"
+            )
 
     @property
     def pattern(self) -> NM | Blocks:

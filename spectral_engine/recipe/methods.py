@@ -25,9 +25,9 @@ low rank does not pay for itself, except in the singular values (.230 against .2
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from spectral_kernels import LawName, ScoreName, named_law
+from spectral_kernels import LAW_NAMES, LawName, ScoreName, named_law
 
-from spectral_engine._util.checks import boolean, integer, number
+from spectral_engine._util.checks import boolean, integer, number, one_of
 from spectral_engine.recipe.value import Value
 
 
@@ -183,6 +183,7 @@ def _check_rank(method: Method) -> None:
 
 
 def _check_law(method: Method) -> None:
+    one_of("law", method.law, LAW_NAMES)  # an array compares to no name
     named_law(method.law, method.law_parameter)
     if method.law_parameter is not None:
         object.__setattr__(method, "law_parameter", float(method.law_parameter))

@@ -3,12 +3,11 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Self
 
 from spectral_kernels import NM, Blocks
 
-from spectral_engine._util.checks import boolean
+from spectral_engine._util.checks import boolean, file_path, shown
 from spectral_engine.recipe.budgets import Budget, Uniform
 from spectral_engine.recipe.methods import Magnitude, Method
 from spectral_engine.recipe.refits import BiasCorrection, Refit
@@ -197,7 +196,7 @@ def load_recipes(path: str | os.PathLike[str]) -> list[Recipe]:
         >>> load_recipes(path)
         [Recipe(Magnitude(), budget=ERK(0.9))]
     """
-    source = Path(path)
+    source = file_path("path", path)
     found = []
     for where, values in read(source):
         try:
@@ -227,9 +226,14 @@ def save_recipes(
         >>> load_recipes(path)
         [Recipe(Magnitude()), Recipe(Magnitude(), budget=Uniform(0.5))]
     """
+    if not isinstance(recipes, list | tuple):
+        raise TypeError(f"recipes: expected a list of recipes; got {shown(recipes)}")
+    if not recipes:
+        raise ValueError("recipes: expected at least one; got none")
     for recipe in recipes:
         _require("recipes", recipe, Recipe, "recipes")
-    write([recipe.to_dict() for recipe in recipes], Path(path), force=force)
+    plain = [recipe.to_dict() for recipe in recipes]
+    write(plain, file_path("path", path), force=boolean("force", force))
 
 
 def _require(name: str, value: Any, kind: type, expected: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import spectral_kernels
 import torch
 
+from spectral_engine._util.checks import integer
 from spectral_engine.matrix.arrays import as_matrix, as_tensor, check_rank
 from spectral_engine.matrix.moments import Moments
 from spectral_engine.recipe.allocation import Weight, shares_of
@@ -57,6 +58,8 @@ def sparsify(
                [ 0.,  0.,  0.,  0.],
                [ 0., 10., 11., 12.]], dtype=float32)
     """
+    seed = integer("seed", seed, least=0, most=2**64 - 1)
+    stream = integer("stream", stream, least=0, most=2**32 - 1)
     chosen = as_recipe(recipe, sparsity, calibrated=inputs is not None)
     spectral_kernels.check_weight(weight)
     if isinstance(weight, torch.Tensor):

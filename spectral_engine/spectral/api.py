@@ -86,12 +86,9 @@ def spectrum(
     ((3, 2), [3.0, 2.0])
     """
     rank = integer("rank", rank, least=1)
-    given = isinstance(weight, np.ndarray) and weight.dtype.kind == "f"
-    A = as_tensor(weight) if given and weight.ndim >= 2 else weight
-    if isinstance(A, torch.Tensor):
-        A = A.detach()
-        if A.is_meta:
-            raise ValueError("weight: expected values; got a tensor on the meta device")
+    seed = integer("seed", seed, least=0, most=2**64 - 1)
+    stream = integer("stream", stream, least=0, most=2**32 - 1)
+    A = as_tensor(weight) if isinstance(weight, np.ndarray | torch.Tensor) else weight
     if getattr(A, "ndim", 0) >= 2:
         rank = min(rank, *(max(size, 1) for size in A.shape[-2:]))
     try:

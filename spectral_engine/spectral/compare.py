@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from spectral_engine._util.checks import integer
+from spectral_engine._util.checks import boolean, file_path, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine._util.text import as_text, plain_text
 from spectral_engine._util.threads import for_each
@@ -101,7 +101,7 @@ class Comparison:
         Raises:
             FileExistsError: the file exists, and `force` is False.
         """
-        with replacing_file(Path(path), force=force) as file:
+        with replacing_file(file_path("path", path), force=boolean("force", force)) as file:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def table(self) -> Table:

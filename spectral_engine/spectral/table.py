@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
+from spectral_engine._util.checks import boolean, file_path
 from spectral_engine._util.optional import optional
 from spectral_engine._util.text import as_text, plain_text
 from spectral_engine.checkpoints.atomic import replacing_file
@@ -151,7 +152,7 @@ class Spectra:
         Raises:
             FileExistsError: the file exists, and `force` is False.
         """
-        with replacing_file(Path(path), force=force) as file:
+        with replacing_file(file_path("path", path), force=boolean("force", force)) as file:
             file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def plot(self, path: str | Path) -> Path:
@@ -173,7 +174,7 @@ class Spectra:
             "values with 90 % of the energy": [one.rank_90 for one in found] / full,
         }
         values = {layer.name: layer.known[layer.known > layer.resolution] for layer in self.layers}
-        return plot_spectra(values, ranks, Path(path))
+        return plot_spectra(values, ranks, file_path("path", path))
 
     def table(self) -> Table:
         """A row for each weight, for rich; ~ marks an estimate, >= a lower bound."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from spectral_engine._util.checks import integer, number
+from spectral_engine._util.checks import file_path, integer, number
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.arrays import largest_magnitude
 from spectral_engine.spectral.compute import (
@@ -279,7 +279,7 @@ class SpectrumTracker:
             )
             for name in self.names
         }  # fmt: skip
-        return plot_evolution(self.steps, weights, self.rank, Path(path))
+        return plot_evolution(self.steps, weights, self.rank, file_path("path", path))
 
     # Resuming
 
@@ -322,7 +322,7 @@ class SpectrumTracker:
         Raises:
             ValueError: another ending. OSError: the file cannot be written.
         """
-        write_state(Path(path), self.state_dict())
+        write_state(file_path("path", path), self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """`load_state_dict` from a file that `save` wrote.
@@ -333,4 +333,4 @@ class SpectrumTracker:
         Raises:
             ValueError, OSError: name what was wrong; the records stay as they were.
         """
-        self.load_state_dict(read_state(Path(path)))
+        self.load_state_dict(read_state(file_path("path", path)))

@@ -16,7 +16,7 @@ from spectral_engine.layers.names import named_tensors
 from spectral_engine.layers.selector import RecipeSelector
 from spectral_engine.layers.storage import memory_of, require_writable
 from spectral_engine.masking.model import mask_layers
-from spectral_engine.pruning.model import prune
+from spectral_engine.pruning.model import as_calibration, prune
 from spectral_engine.pruning.plan import splits_of
 from spectral_engine.pruning.report import PruneReport
 from spectral_engine.recipe.methods import Method
@@ -94,6 +94,7 @@ class Pruner:
                 f"got {rewind}"
             )
         # Now, not once training has come to it.
+        as_calibration(calibration)
         recipes = {
             sparsity: as_recipes(recipe, sparsity, calibrated=calibration is not None)
             for sparsity in schedule.targets.values()
@@ -104,7 +105,7 @@ class Pruner:
             "calibration": calibration, "targets": targets, "ignore": ignore,
             "masks": boolean("masks", masks), "measure": boolean("measure", measure),
         }  # fmt: skip
-        self._seed = integer("seed", seed, least=0)
+        self._seed = integer("seed", seed, least=0, most=2**64 - len(schedule.targets))
         self._rewind, self._early = rewind, None if rewind is None else dict[str, torch.Tensor]()
         self._collapse = number("collapse", collapse, least=0.0, most=1.0, meaning="a share,")
         self._collapsed = set[str]()

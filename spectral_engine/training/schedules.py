@@ -5,6 +5,9 @@ from typing import Any
 
 from spectral_engine._util.checks import integer, number
 
+#: Prunings of one schedule; more are a mistake, and their list would fill the memory.
+_MOST = 1_000_000
+
 
 class Schedule:
     """Steps, counted from 0, at which to prune, and the sparsity to reach at each.
@@ -15,11 +18,17 @@ class Schedule:
     """
 
     def __init__(self, targets: Mapping[int, float]) -> None:
+        if not isinstance(targets, Mapping):
+            raise TypeError(
+                f"targets: expected steps with their sparsities; got {type(targets).__name__}"
+            )
         if not targets:
             raise ValueError("targets: expected at least one step; got none")
-        for step in targets:
-            integer("targets: step", step, least=0)
-        self.targets = {step: _fraction("sparsity", targets[step]) for step in sorted(targets)}
+        found = {
+            integer("targets: step", step, least=0): _fraction("sparsity", targets[step])
+            for step in targets
+        }
+        self.targets = {step: found[step] for step in sorted(found)}
         asked = list(self.targets.values())
         if asked != sorted(asked):
             raise ValueError(f"targets: expected sparsities that never fall; got {asked}")
@@ -42,7 +51,7 @@ class OneShot(Schedule):
     """All at once, at step `start`."""
 
     def __init__(self, sparsity: float, start: int = 0) -> None:
-        super().__init__({start: sparsity})
+        super().__init__({integer("start", start, least=0): sparsity})
 
 
 class Iterative(Schedule):
@@ -53,9 +62,8 @@ class Iterative(Schedule):
     """
 
     def __init__(self, sparsity: float, rounds: int, every: int = 1, start: int = 0) -> None:
-        integer("rounds", rounds, least=1)
-        integer("every", every, least=1)
-        integer("start", start, least=0)
+        rounds = integer("rounds", rounds, least=1, most=_MOST)
+        every, start = integer("every", every, least=1), integer("start", start, least=0)
         kept = 1.0 - _fraction("sparsity", sparsity)
         super().__init__(
             {
@@ -99,13 +107,16 @@ class Cubic(Schedule):
 
 
 def _steps(start: int, end: int, every: int) -> range:
-    integer("start", start, least=0)
-    integer("every", every, least=1)
-    integer("end", end, least=start + 1)
-    last = range(start, end + 1, every)
-    if last[-1] != end:
+    start, every = integer("start", start, least=0), integer("every", every, least=1)
+    end = integer("end", end, least=start + 1)
+    if (end - start) % every:
         raise ValueError(f"end: expected start plus a multiple of every, {every}; got {end}")
-    return last
+    if (end - start) // every >= _MOST:
+        raise ValueError(
+            f"every: expected at most {_MOST} prunings from start to end; "
+            f"got {(end - start) // every + 1}"
+        )
+    return range(start, end + 1, every)
 
 
 def _fraction(name: str, value: Any) -> float:

@@ -115,7 +115,7 @@ def test_more_than_two_dimensions_and_plain_data():
         ({"sparse": torch.ones(3, 4) * 1j}, TypeError, "sparse: expected real numbers"),
         ({"rank": 0}, ValueError, "rank: expected at least 1; got 0"),
         ({"rank": 1.5}, TypeError, "rank: expected an integer; got float"),
-        ({"method": "fast"}, ValueError, "method: expected auto, exact or matrix-free"),
+        ({"method": "fast"}, ValueError, "method: expected one of auto, exact, matrix-free"),
     ],
 )
 def test_bad_input(arguments, error, message):

@@ -73,7 +73,7 @@ def test_cubic_is_equation_1() -> None:
         (lambda: se.Schedule({-1: 0.5}), "targets: step: expected at least 0; got -1"),
         (lambda: se.Schedule({0: 0.9, 1: 0.5}), "sparsities that never fall"),
         (lambda: se.OneShot(1.0), r"sparsity: expected the fraction of zeros, in \[0, 1\); got 1"),
-        (lambda: se.Iterative(0.5, 0), "rounds: expected at least 1; got 0"),
+        (lambda: se.Iterative(0.5, 0), "rounds: expected 1 to 1000000; got 0"),
         (lambda: se.Cubic(0.5, end=7, every=2), "end: expected start plus a multiple of every"),
         (lambda: se.Cubic(0.5, end=5, initial=0.9), "sparsities that never fall"),
         (lambda: se.Constant(0.5, end=0), "end: expected at least 1; got 0"),
