@@ -5,8 +5,7 @@ Histograms and values are int64 arrays here. Nothing is compiled before it is fi
 
 from typing import TYPE_CHECKING
 
-from numba import njit
-
+from spectral_kernels._numba import compiled
 from spectral_kernels.reference import budget
 
 if TYPE_CHECKING:
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
         solve_values,
     )
 else:
-    _compiled = njit(cache=True, error_model="numpy")
-    find_rank = _compiled(budget.find_rank)
-    find_rank_value = _compiled(budget.find_rank_value)
-    prepare = _compiled(budget.prepare)
-    solve_bins = _compiled(budget.solve_bins)
-    solve_values = _compiled(budget.solve_values)
+    find_rank = compiled(budget.find_rank)
+    find_rank_value = compiled(budget.find_rank_value)
+    prepare = compiled(budget.prepare)
+    solve_bins = compiled(budget.solve_bins)
+    solve_values = compiled(budget.solve_values)
 
 __all__ = ["find_rank", "find_rank_value", "prepare", "solve_bins", "solve_values"]

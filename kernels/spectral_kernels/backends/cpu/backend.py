@@ -8,6 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from spectral_kernels._numba import on_one_thread
 from spectral_kernels.backends.cpu import kernels, nm, rows, tiles
 from spectral_kernels.backends.cpu.chunks import BFLOAT16, FLOAT16, NATIVE
 from spectral_kernels.backends.host_pipeline import HostPipeline
@@ -49,7 +50,7 @@ class CPUBackend:
         dtype = str(array.dtype).removeprefix("torch.")
         m = array.shape[0]
         if module_of(array) == "torch":
-            tensor = array.detach().contiguous()
+            tensor = array.detach().resolve_neg().contiguous()
             if dtype == "bfloat16":  # unknown to NumPy
                 import torch  # noqa: PLC0415 (NumPy users need no torch)
 
@@ -72,7 +73,7 @@ class CPUBackend:
 
     def vector(self, values: Any, beside: Matrix | None = None) -> Float32:
         if module_of(values) == "torch":
-            values = values.detach().float().numpy()
+            values = values.detach().resolve_neg().float().numpy()
         return np.ascontiguousarray(values, np.float32)
 
     def pipeline(self, law: Law, rescale: bool) -> Pipeline:
@@ -94,7 +95,7 @@ class CPUBackend:
                 )
                 low, counts = np.unique(values, return_counts=True)
                 return low.astype(np.int64), counts
-            tables = min(tasks, numba.get_num_threads(), _MAX_TABLES)
+            tables = 1 if tasks == 1 else min(tasks, numba.get_num_threads(), _MAX_TABLES)
             tables = max(tables, -(-A.size // _MAX_TASK_ENTRIES))
             total = kernels.refine(A.storage, *arguments, cut, tables)
         low = np.flatnonzero(total)
@@ -220,6 +221,9 @@ def _threads(A: Matrix) -> Iterator[int]:
 
     Waking threads costs more than a small matrix does, most of all where others use the cores.
     """
+    if on_one_thread():  # and Numba would start threads if it were asked for their number
+        yield 1
+        return
     torch = sys.modules.get("torch")
     torch_threads = 0 if torch is None else torch.get_num_threads()
     allowed = numba.get_num_threads()  # which starts the threads, if none have been

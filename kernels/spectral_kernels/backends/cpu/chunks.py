@@ -11,9 +11,10 @@ the compiler knows, and would turn vector loads into gathers. dtype and `kind` t
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.reference.laws import Base, Shape
 from spectral_kernels.reference.stream import KEY_INCREMENTS, MULTIPLIERS, ROUNDS, UNIT, WORD_MASK
 
@@ -78,7 +79,7 @@ def _load(src, kind, count, a, bits, scratch):
     return load_native
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def low_rank_chunk(left, right, rank, n, i, j, count, b):
     """b[:count] = B[i, j:j + count], B = left @ right, summed in order of rank, product by product.
 
@@ -108,7 +109,7 @@ def low_rank_chunk(left, right, rank, n, i, j, count, b):
             b[k] = b[k] + factor * terms[k]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def score(base, a, b, count, b_weight, a_weight, row, column, s):
     """The scores of entries a, from their low-rank values b and column weights: a or s[:count].
 
@@ -140,31 +141,31 @@ def score(base, a, b, count, b_weight, a_weight, row, column, s):
     return s
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def l1(x, alpha, beta):
     """x. This and the next are g of each shape; `alpha` and `beta` are its parameters."""
     return x
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def l2(x, alpha, beta):
     """x^2."""
     return x * x
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def hybrid(x, alpha, beta):
     """alpha x + beta x^2."""
     return alpha * x + beta * (x * x)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def maximum(x, alpha, beta):
     """max(x, beta x^2)."""
     return max(x, beta * (x * x))
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def trimmed(x, alpha, beta):
     """x^2 from alpha on."""
     return x * x if x >= alpha else np.float32(0)
@@ -179,7 +180,7 @@ SHAPES = {
 }
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def words(row, first_quad, quads, stream, k0, k1, u):
     """u[:4 * quads]: the words of the stream in a row from column 4 * first_quad on; u is uint32.
 

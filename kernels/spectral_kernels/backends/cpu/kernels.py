@@ -7,8 +7,9 @@ vectors of the score, or empty. A unit of work is one chunk of one row; units ar
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.backends.cpu.chunks import (
     CHUNK,
     NATIVE,
@@ -36,13 +37,13 @@ _ONE = np.uint64(1 << 42)
 _MAX_HELD = (1 << 22) - 1
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def line():
     """Scratch for one chunk. (Rows of one 2-D array would not be typed as contiguous.)"""
     return np.empty(CHUNK, np.float32)
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@compiled(inline="always")
 def scored_chunk(src, kind, n, i, j, count, base, factors, weights, row, column, a, s, scratch):
     """The entries of a chunk as float32, and their scores up to sign; a and s are room for them."""
     start = i * n + j
@@ -56,7 +57,7 @@ def scored_chunk(src, kind, n, i, j, count, base, factors, weights, row, column,
     return entries, scores
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def place(unit, per_row, m, factors):
     """Row and first column of a unit of work.
 
@@ -71,7 +72,7 @@ def place(unit, per_row, m, factors):
     return first + rest % rows, rest // rows * CHUNK
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def unpack(packed, count, low):
     """Move the packed counts and sums to where they cannot overflow."""
     for b in range(_BINS):
@@ -80,7 +81,7 @@ def unpack(packed, count, low):
         packed[b] = 0
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
     """(count, low), int64 (8192,) each, zeros left out."""
     per_row = (n + CHUNK - 1) // CHUNK
@@ -118,7 +119,7 @@ def histogram(src, kind, m, n, base, factors, weights, row, column, tasks):
     return counts.sum(axis=0), lows.sum(axis=0)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def gather(src, kind, m, n, base, factors, weights, row, column, cut, room, tasks):
     """The low 18 bits of the entries of bin `cut`, uint32 (tasks, room), and how many a task found.
 
@@ -155,7 +156,7 @@ def gather(src, kind, m, n, base, factors, weights, row, column, cut, room, task
     return found, held
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
     """How many entries of bin `cut` have each value of the low 18 bits; int64 (2^18,).
 
@@ -186,7 +187,7 @@ def refine(src, kind, m, n, base, factors, weights, row, column, cut, tasks):
     return total
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def count_ties(src, kind, m, n, base, factors, weights, row, column, threshold):
     """How many scores of each row have the bits `threshold`; int64 (m,)."""
     ties = np.zeros(m, np.int64)
@@ -205,7 +206,7 @@ def count_ties(src, kind, m, n, base, factors, weights, row, column, threshold):
     return ties
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def tie_column(src, kind, n, i, base, factors, weights, row, column, threshold, wanted):
     """The column just after the `wanted`-th score of row i that equals `threshold`."""
     a, s, scratch = line(), line(), line()
@@ -223,7 +224,7 @@ def tie_column(src, kind, n, i, base, factors, weights, row, column, threshold, 
     return n
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def select(x, kind, bits, threshold, ties, first, last, y):
     """y = x where the score is over the threshold, or equals it and `ties`; counts the nonzero."""
     least = np.uint32(threshold) + np.uint32(0 if ties else 1)
@@ -238,7 +239,7 @@ def select(x, kind, bits, threshold, ties, first, last, y):
     return kept
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def keep_largest(
     src, out, kind, m, n, base, factors, weights, row, column, thresholds, tie_stops, by_row, tasks
 ):
@@ -271,7 +272,7 @@ def keep_largest(
     return kept.sum()
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def sample(
     src, out, kind, m, n, base, factors, weights, row, column, laws, by_row, shape, rescale,
     k0, k1, stream, row_offset, column_offset, tasks,

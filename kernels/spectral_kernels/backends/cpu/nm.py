@@ -5,8 +5,9 @@ every step is a plain loop over the run's groups, which LLVM vectorises whatever
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.backends.cpu.chunks import CHUNK, NATIVE, draw_and_store, words
 from spectral_kernels.backends.cpu.kernels import NO_SIGN, line, place, scored_chunk
 from spectral_kernels.reference import nm
@@ -24,7 +25,7 @@ _AS_IT_IS = np.array([1, 0, 0, 1], np.float32)
 _NEVER = np.uint32(0xFFFFFFFF)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def spread(values, of, groups, lanes):
     """lanes[k * groups + g] = values[g * of + k]."""
     if of == 4:  # a constant width lets LLVM vectorise the loop
@@ -39,7 +40,7 @@ def spread(values, of, groups, lanes):
             lanes[k * groups + g] = values[g * of + k]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def join(lanes, of, groups, values):
     """values[g * of + k] = lanes[k * groups + g]: back from `spread`."""
     if of == 4:
@@ -54,7 +55,7 @@ def join(lanes, of, groups, values):
             values[g * of + k] = lanes[k * groups + g]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def count_not_finite(bits, size):
     """How many scores are infinite or NaN."""
     found = np.int32(0)
@@ -63,7 +64,7 @@ def count_not_finite(bits, size):
     return found
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def ranks(lanes, of, groups, rank):
     """rank: how many of its group come before an entry; lanes hold the bits of scores."""
     rank[: of * groups] = 0
@@ -78,7 +79,7 @@ def ranks(lanes, of, groups, rank):
                 rank_b[g] += np.int32(1) - later
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def store_largest(x, kind, rank, keep, size, y):
     """y = x where fewer than `keep` of the group come before it, else 0; counts the nonzero."""
     zero = x.dtype.type(0)
@@ -92,7 +93,7 @@ def store_largest(x, kind, rank, keep, size, y):
     return kept
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def keep_largest(src, out, kind, m, n, base, factors, weights, row, column, keep, of, tasks):
     """out = src for the `keep` largest scores in each group of `of` columns, else 0.
 
@@ -127,7 +128,7 @@ def keep_largest(src, out, kind, m, n, base, factors, weights, row, column, keep
     return kept.sum(), nonfinite.sum()
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def weigh(shape, of, groups, lanes, x):
     """x: the weights g of scores, given up to sign in lanes; see `nm.weights`."""
     size = of * groups
@@ -152,7 +153,7 @@ def weigh(shape, of, groups, lanes, x):
             x[k] = x[k] * x[k]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def cap(keep, of, groups, x, t, left, rest):
     """t = 2^24 for entries that are certain, else 0.
 
@@ -187,7 +188,7 @@ def cap(keep, of, groups, x, t, left, rest):
             break
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def solve(keep, of, groups, x, t, left, rest):
     """t of each entry, of its weight x; see `nm.inclusion`."""
     cap(keep, of, groups, x, t, left, rest)
@@ -214,7 +215,7 @@ def solve(keep, of, groups, x, t, left, rest):
             spare[g] -= more
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def lay(of, groups, t, word, before):
     """before: where the interval of each entry begins; see `nm.drawn`."""
     for k in range(of):
@@ -235,7 +236,7 @@ def lay(of, groups, t, word, before):
                 before_a[g] += step_b[g] if swapped else np.int32(0)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def sample(
     src, out, kind, m, n, base, factors, weights, row, column, keep, of, shape, rescale,
     k0, k1, stream, row_offset, column_offset, tasks,

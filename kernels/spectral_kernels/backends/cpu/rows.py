@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.backends.cpu.chunks import CHUNK, load
 from spectral_kernels.backends.cpu.kernels import NO_SIGN, line, scored_chunk
 from spectral_kernels.reference import budget as bg
@@ -16,7 +17,7 @@ _BINS = bg.BINS
 _NOT_FINITE = np.uint32(bg.FINITE_BINS << bg.LOW_BITS)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratch, row_bits):
     """The scores of row i, as bits."""
     for j in range(0, n, CHUNK):
@@ -31,7 +32,7 @@ def score_row(src, kind, n, i, base, factors, weights, row, column, a, s, scratc
             )  # without its sign a NaN too lies inside the histogram
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def bin_row(row_bits, count, low):
     """Add the scores of a row to a clean histogram; zeros are left out."""
     for k in range(row_bits.size):
@@ -42,7 +43,7 @@ def bin_row(row_bits, count, low):
         count[0] -= row_bits[k] == 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def not_finite(row_bits):
     """How many scores of a row are infinite or NaN."""
     found = 0
@@ -51,7 +52,7 @@ def not_finite(row_bits):
     return found
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def clear_row(row_bits, count, low):
     """Zero the bins that `bin_row` touched, and no others: there are far more bins than entries."""
     for k in range(row_bits.size):
@@ -61,7 +62,7 @@ def clear_row(row_bits, count, low):
     count[0] = 0
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def lows_in_bin(row_bits, cut, size):
     """The low bits of the `size` scores of a row, not 0, in bin `cut`, ascending."""
     lows = np.empty(size, np.int64)
@@ -74,7 +75,7 @@ def lows_in_bin(row_bits, cut, size):
     return lows
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def solve_row(row_bits, count, low, m, shape, parameter, budget):
     """(C, alpha, beta, scale) of one group of scores."""
     bin_row(row_bits, count, low)
@@ -95,7 +96,7 @@ def solve_row(row_bits, count, low, m, shape, parameter, budget):
     return solved
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def row_laws(src, kind, m, n, base, factors, weights, row, column, shape, parameter, budget, tasks):
     """(C, alpha, beta, scale) of each row, float32 (m, 4), and how many scores are not finite."""
     laws = np.empty((m, 4), np.float32)
@@ -111,7 +112,7 @@ def row_laws(src, kind, m, n, base, factors, weights, row, column, shape, parame
     return laws, nonfinite.sum()
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def row_thresholds(src, kind, m, n, base, factors, weights, row, column, budget, tasks):
     """Per row the budget-th largest score, as bits, and the column before which ties stay.
 
@@ -148,7 +149,7 @@ def row_thresholds(src, kind, m, n, base, factors, weights, row, column, budget,
     return thresholds, tie_stops, nonfinite.sum()
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def row_l1(src, kind, m, n):
     """||A_i||_1 of each row, summed in integers; float64 (m,)."""
     sums = np.zeros(m, np.float64)

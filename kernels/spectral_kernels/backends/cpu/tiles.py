@@ -4,8 +4,9 @@
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from spectral_kernels._numba import compiled
 from spectral_kernels.backends.cpu.chunks import CHUNK, NATIVE
 from spectral_kernels.backends.cpu.kernels import line, scored_chunk
 from spectral_kernels.reference.patterns import LEAST_SCORE
@@ -13,7 +14,7 @@ from spectral_kernels.reference.patterns import LEAST_SCORE
 _LEAST = np.float32(LEAST_SCORE)
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def block_scores(src, kind, m, n, base, factors, weights, row, column, rows, columns):
     """The root mean square score of each block, float32 (m / rows, n / columns)."""
     across = n // columns
@@ -40,7 +41,7 @@ def block_scores(src, kind, m, n, base, factors, weights, row, column, rows, col
     return found
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def keep_blocks(src, out, kind, m, n, rows, columns, kept):
     """out = src in the blocks of `kept` (m / rows, n / columns) uint8, else 0; counts nonzeros."""
     zero = src.dtype.type(0)

@@ -1,0 +1,59 @@
+"""Kernels in the children of a fork, where the threads of the parent are gone."""
+
+import os
+
+import pytest
+
+from tests.support.cases import isolated
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+#: Children would wait for ever, so each call has a time limit; it holds the compiler's work.
+FORK = """
+import multiprocessing
+import warnings
+import numpy as np
+import torch
+import spectral_kernels as sk
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+torch.manual_seed(0)
+A = torch.randn(1024, 1024)
+B = A.bfloat16()
+
+def work(seed):
+    found = [
+        sk.sparsify(A, sparsity=0.9),
+        sk.sparsify(A, sparsity=0.9, law="row-l1", rescale=True, seed=seed),
+        sk.sparsify(A, sparsity=0.9, law="l2", group="row", seed=seed),
+        sk.sparsify(A, pattern="2:4"),
+        sk.sparsify(B, sparsity=0.9, law="l1", rescale=True, seed=seed),
+    ]
+    return [sparse.weight.view(torch.int16).numpy().tobytes() for sparse in found]
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return sk.sparsify(A, sparsity=0.9, law="l1", seed=index).weight
+
+if __name__ == "__main__":
+    expected = [work(seed) for seed in range(3)]  # starts the threads
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(work, range(3)).get(timeout=400) == expected
+    loader = torch.utils.data.DataLoader(
+        Data(), batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=400
+    )
+    for index, found in enumerate(loader):
+        assert torch.equal(found, sk.sparsify(A, sparsity=0.9, law="l1", seed=index).weight)
+    print("same")
+"""
+
+
+def test_children_of_a_fork_draw_the_same() -> None:
+    """A pool's or a DataLoader's worker that waits for threads which the fork did not copy, or is
+    killed by OpenMP, once the parent has run kernels."""
+    done = isolated(FORK, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "same\n"
