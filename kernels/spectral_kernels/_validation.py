@@ -1,4 +1,4 @@
-"""Checks of scalar arguments; every message names the argument, what was expected, what came."""
+"""Checks of arguments; every message names the argument, what was expected, what came."""
 
 import math
 import operator
@@ -50,3 +50,38 @@ def require_seed(seed: int, stream: int) -> None:
     """Seed a 64-bit word, stream a 32-bit word."""
     word(seed, "seed", 64)
     word(stream, "stream", 32)
+
+
+def require_plain(array: Any, argument: str) -> None:
+    """Refuse arrays whose memory does not hold their entries one by one in this machine's order.
+
+    Raises:
+        TypeError: names the kind of array, and the way out.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{argument}: expected a plain array; got a masked array, of which the mask would be "
+            "ignored: give array.filled(0), or array.data"
+        )
+    if isinstance(array, np.ndarray):
+        if not array.dtype.isnative:
+            raise TypeError(
+                f"{argument}: expected dtype of this machine's byte order; got {array.dtype}: "
+                "give array.astype(array.dtype.newbyteorder('='))"
+            )
+        return
+    if getattr(array, "is_nested", False):
+        raise TypeError(
+            f"{argument}: expected a dense tensor; got a nested tensor: give its matrices one by "
+            "one (tensor.unbind()), or tensor.to_padded_tensor(0)"
+        )
+    if str(getattr(array, "layout", "torch.strided")) != "torch.strided":
+        raise TypeError(
+            f"{argument}: expected a dense tensor; got layout {array.layout}: "
+            "give tensor.to_dense()"
+        )
+    if hasattr(type(array), "__tensor_flatten__"):
+        raise TypeError(
+            f"{argument}: expected a plain tensor; got a {type(array).__name__}, which holds its "
+            "entries in other tensors: give what it makes of itself as one dense tensor"
+        )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from spectral_kernels._validation import is_number
+from spectral_kernels._validation import is_number, require_plain
 from spectral_kernels.backends.choose import backend_for
 from spectral_kernels.backends.deferred import Deferred
 from spectral_kernels.backends.protocol import DTYPES, Backend, Draw, Matrix, Scoring
@@ -20,8 +20,16 @@ LEAST_LARGEST = 2.0**-126
 def check_weight(weight: Any, argument: str = "weight") -> Backend:
     """The backend of an array that can be sparsified.
 
+    Args:
+        weight: the array; NumPy, torch or CuPy.
+        argument: what an error calls it.
+
+    Returns:
+        The backend: `name` is "cpu" or "gpu".
+
     Raises:
-        TypeError: not an array of a known kind, or a dtype that is not one of `DTYPES`.
+        TypeError: not an array of a known kind; a masked, nested, sparse or wrapped one, or one of
+            another machine's byte order; a dtype that is not one of `DTYPES`.
         ValueError: fewer than two dimensions, or empty.
 
     >>> import numpy as np
@@ -30,8 +38,7 @@ def check_weight(weight: Any, argument: str = "weight") -> Backend:
     'cpu'
     """
     backend = backend_for(weight, argument)
-    if str(getattr(weight, "layout", "torch.strided")) != "torch.strided":
-        raise TypeError(f"{argument}: expected a dense tensor; got layout {weight.layout}")
+    require_plain(weight, argument)
     dtype = str(weight.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise TypeError(f"{argument}: expected dtype {', '.join(DTYPES)}; got {dtype}")
@@ -47,7 +54,14 @@ def check_weight(weight: Any, argument: str = "weight") -> Backend:
 
 
 def entries_to_keep(size: int, sparsity: float | None) -> int:
-    """K = size - round(sparsity * size), ties to even.
+    """How many entries a sparsity leaves: K = size - round(sparsity * size), ties to even.
+
+    Args:
+        size: number of entries.
+        sparsity: the fraction of zeros.
+
+    Returns:
+        K.
 
     Raises:
         TypeError: sparsity is not a number.
@@ -129,6 +143,7 @@ def check_vector(
     """
     if not hasattr(values, "shape") or not hasattr(values, "dtype"):
         raise TypeError(f"{argument}: expected an array; got {type(values).__name__}")
+    require_plain(values, argument)
     if length is not None and tuple(values.shape) != (length,):
         raise ValueError(f"{argument}: expected shape ({length},); got {tuple(values.shape)}")
     vector = backend.vector(values, beside)

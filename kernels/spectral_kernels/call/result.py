@@ -16,6 +16,11 @@ class Sparse:
 
     Attributes:
         weight: the sparse array, of the kind, dtype and shape of the input.
+        asked: the entries that the budget asked for.
+        missed: whether the draw kept another number than chance explains (more than six standard
+            deviations and 1 %), though enough entries have a score over 0: their scores are so far
+            apart that float32 has no room for all. False where it was not looked at: on a device
+            with `check=False` or in a capture, and under a pattern.
 
     >>> import numpy as np
     >>> from spectral_kernels import sparsify
@@ -24,10 +29,14 @@ class Sparse:
     Sparse(weight of shape (2, 2) and float32)
     >>> sparse.nnz, sparse.c
     (2, 2.0)
+    >>> sparse.asked, sparse.missed
+    (2, False)
     """
 
-    def __init__(self, weight: Any, kept: Kept, deferred: Deferred) -> None:
-        self.weight = weight
+    def __init__(
+        self, weight: Any, kept: Kept, deferred: Deferred, asked: int, missed: bool = False
+    ) -> None:
+        self.weight, self.asked, self.missed = weight, asked, missed
         self._kept, self._deferred = kept, deferred
 
     def check(self) -> None:

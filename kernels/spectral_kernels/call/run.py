@@ -20,9 +20,11 @@ from spectral_kernels.call.arguments import (
     groups_too_small,
     make_scoring,
 )
+from spectral_kernels.call.budget import asked, missed
 from spectral_kernels.call.result import Sparse
-from spectral_kernels.reference.laws import GROUP_NAMES, Law, named_law
-from spectral_kernels.reference.patterns import NM, Blocks, Pattern, parse_pattern
+from spectral_kernels.call.shared import Shared
+from spectral_kernels.reference.laws import GROUP_NAMES, named_law
+from spectral_kernels.reference.patterns import NM, Blocks, parse_pattern
 
 #: Longer rows are solved one by one, as tensors: their scores would not stay in a core's cache.
 LONGEST_CACHED_ROW = 1 << 16
@@ -43,17 +45,6 @@ class Request:
     mixture: tuple[float, float] = (0.0, 0.0)
     row: Any = None
     column: Any = None
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all matrices of a call share, checked. by_row: each row is a group of its own."""
-
-    law: Law
-    rescale: bool = False
-    by_row: bool = False
-    pattern: Pattern | None = None
-    check: bool = True
 
 
 def check_shared(
@@ -111,11 +102,20 @@ def run(requests: Sequence[Request], shared: Shared) -> list[Sparse]:
         kept = _run_on(backend, *some, shared)
         found.update(zip(indices, kept, strict=True))
     made = [
-        Sparse(result, found[index], jobs[index].deferred) for index, result in enumerate(results)
+        Sparse(
+            result,
+            found[index],
+            jobs[index].deferred,
+            asked(jobs[index], requests[index].sparsity, shared),
+        )
+        for index, result in enumerate(results)
     ]
-    for request, sparse in zip(requests, made, strict=True):
+    for request, job, sparse in zip(requests, jobs, made, strict=True):
         if shared.check and not request.backend.captured():
             sparse.check()
+            sparse.missed = missed(
+                request.backend, job, sparse.nnz, sparse.asked, request.row, shared
+            )
     return made
 
 

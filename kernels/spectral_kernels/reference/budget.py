@@ -41,7 +41,7 @@ BINS_OF_EXPONENT = 32
 WIDEST_EDGE = 120 * BINS_OF_EXPONENT
 #: The model error of the cut bin above which it is refined, as a share of K.
 MODEL_ERROR = 2.0**-11
-#: The most that x is lifted by for the sake of an outlier, as a power of two.
+#: The most that x is lifted by for an outlier's sake under HYBRID and MAXIMUM, as a power of two.
 MAX_LIFT = 60
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -349,11 +349,13 @@ def kernel_parameters(
 
     Where an outlier lifts the largest score far over the cap, x in float32 would have no room for
     the scores that matter. So the kernels' x is larger by the power of two that brings the cap
-    into [1, 2), up to 2^60, which leaves room for the largest x^2. C = fl32(c 2^24) for that x is
-    finite, so that C * 0 = 0; every scaling is exact.
+    into [1, 2), or the trim of TRIMMED over it, as far as the scale is a float32. Scores over the
+    cap may become infinite under L1, L2 and TRIMMED. HYBRID and MAXIMUM multiply x^2 by an alpha or
+    a beta that may be 0, so there the lift ends at 2^60, which leaves room for the largest x^2.
+    C = fl32(c 2^24) for that x is finite, so that C * 0 = 0; every scaling is exact.
     """
     lift = 0
-    limit = min(MAX_LIFT, top)
+    limit = min(MAX_LIFT, top) if shape in (_HYBRID, _MAXIMUM) else top
     while lift < limit and c * law_value(shape, alpha, beta, math.ldexp(1.0, -lift)) > 1.0:
         lift += 1
     power = 2 if shape in (_L2, _TRIMMED) else 1

@@ -11,6 +11,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_kernels._validation import require_plain
 from spectral_kernels.reference import stream as random_stream
 
 Array: TypeAlias = Any
@@ -26,7 +27,7 @@ WORKING_DTYPE = {
 
 
 def namespace(A: Array, name: str) -> Namespace:
-    """The array API namespace of `A`; TypeError where `A` is no dense array."""
+    """The array API namespace of `A`; TypeError where `A` is no dense, plain array."""
     dense = array_api_compat.is_array_api_obj(A)
     if dense and array_api_compat.is_torch_array(A):
         dense = str(A.layout) == "torch.strided"
@@ -35,6 +36,7 @@ def namespace(A: Array, name: str) -> Namespace:
             f"{name}: expected a dense array (NumPy, CuPy, torch or another array API library); "
             f"got {type(A).__module__}.{type(A).__qualname__}"
         )
+    require_plain(A, name)
     return array_api_compat.array_namespace(A)
 
 

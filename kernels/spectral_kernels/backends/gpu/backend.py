@@ -46,7 +46,7 @@ class GPUBackend(PatternLaunches):
         tensor = _tensor(array)
         dtype = str(tensor.dtype).removeprefix("torch.")
         m = tensor.shape[0]
-        return Matrix(tensor.contiguous().reshape(-1), m, tensor.numel() // m, dtype)
+        return Matrix(tensor.resolve_neg().contiguous().reshape(-1), m, tensor.numel() // m, dtype)
 
     def empty_like(self, array: Any) -> Any:
         if module_of(array) == "torch":

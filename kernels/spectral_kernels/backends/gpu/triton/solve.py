@@ -374,10 +374,12 @@ def finish_law(
             few = few | (middle == stop)
             start, stop = tl.where(few, start, middle), tl.where(few, middle, stop)
     # The power of two that brings the cap into [1, 2).
-    power = tl.arange(0, 64)
+    power = tl.arange(0, 256)
     g = law_value(alpha, beta, power_of_two(-power), SHAPE)
-    enough = (power >= tl.minimum(_MAX_LIFT, top)) | ((c * g > 1.0) == 0)
-    lift = tl.min(tl.where(enough, power, 64)).to(tl.int64)
+    enough = (power >= top) | ((c * g > 1.0) == 0)
+    if (SHAPE == _HYBRID) | (SHAPE == _MAXIMUM):
+        enough = enough | (power >= _MAX_LIFT)
+    lift = tl.min(tl.where(enough, power, 256)).to(tl.int64)
     drop = lift
     if SHAPE == _L2:
         drop = 2 * lift
