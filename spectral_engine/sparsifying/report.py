@@ -1,6 +1,7 @@
 """What `sparsify` gives: the sparse array, and a report of what was done."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,10 @@ from spectral_engine.matrix.errors import Errors, errors
 from spectral_engine.recipe.recipe import Recipe
 
 
+class SparsityMissed(UserWarning):
+    """A draw kept another number of entries than was asked for, and chance does not explain it."""
+
+
 @dataclass
 class SparsifyReport:
     """What was done to one matrix, and how well it went.
@@ -21,6 +26,8 @@ class SparsifyReport:
     requested, sparsity: the fraction of zeros asked for, and reached. nnz, size: nonzeros, entries.
     c: of p = min(1, c g(s)), or the threshold on the score, which for `Aligned` is A * B times a
         power of two; nan under a pattern "N:M", where each group has its own.
+    missed: whether the draw missed its budget because the scores lie too many orders of magnitude
+        apart for float32; a `SparsityMissed` warning says so too. See `spectral_kernels.Sparse`.
     seconds: wall time, with the truncated SVD, and with the compilation of first use.
     """
 
@@ -33,6 +40,7 @@ class SparsifyReport:
     c: float
     seconds: float
     _pair: tuple[Any, Any] = field(repr=False)
+    missed: bool = False
 
     @cached_property
     def errors(self) -> Errors:
@@ -44,7 +52,7 @@ class SparsifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the errors."""
-        numbers = ("rank", "requested", "sparsity", "nnz", "size", "c", "seconds")
+        numbers = ("rank", "requested", "sparsity", "nnz", "size", "c", "seconds", "missed")
         return {
             "recipe": self.recipe.to_dict(),
             **{name: getattr(self, name) for name in numbers},
@@ -85,7 +93,16 @@ def report_of(
 ) -> SparsifyReport:  # fmt: skip
     """The report of what the kernels made of a weight; `nnz` counts after a refit."""
     size = math.prod(weight.shape)
+    if sparse.missed:
+        warnings.warn(
+            f"weight of shape {tuple(weight.shape)}: {sparse.nnz} entries are kept where "
+            f"{sparse.asked} were asked for: the scores lie too many orders of magnitude apart for "
+            f"the law {recipe.method.law!r} in float32",
+            SparsityMissed,
+            stacklevel=2,
+        )
     return SparsifyReport(
         recipe=recipe, rank=rank, requested=float(requested), sparsity=1.0 - nnz / size, nnz=nnz,
-        size=size, c=sparse.c, seconds=seconds, _pair=(weight, sparse.weight),
+        size=size, c=sparse.c, seconds=seconds, missed=sparse.missed,
+        _pair=(weight, sparse.weight),
     )  # fmt: skip
