@@ -71,10 +71,20 @@ class SparseLinear(SparseWeight):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        y = self._product(x)
-        if self.bias is not None:
+        # The first condition comes first: a compiler must not look at what is prepared.
+        if (
+            torch.compiler.is_compiling()
+            or (held := self.prepared) is None
+            or (x.requires_grad and torch.is_grad_enabled())
+            or torch.is_autocast_enabled(x.device.type)
+            or not held.unchanged(self._buffers)
+        ):
+            y = self._product(x)
+        else:
+            y = held.operator(x)
+        if self._parameters.get("bias", y) is not None:  # faster than `self.bias` where it is None
             # The product is a tensor of its own, but autograd may look at it again.
-            y = y + self.bias.to(y.dtype)
+            y = y + self.bias.to(y.dtype)  # type: ignore[union-attr]
         return y
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:

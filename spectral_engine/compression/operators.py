@@ -12,6 +12,7 @@ bounded length. It is made anew when an array moves or changes.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Protocol
 from weakref import WeakSet, WeakValueDictionary
 
@@ -34,13 +35,37 @@ class Holder(Protocol):
 
 
 Key = tuple[Any, ...]
+Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Prepared:
     """What multiplies by packed arrays, and which arrays these were."""
 
-    def __init__(self, key: Key, operator: Operator) -> None:
-        self.key, self.operator = key, operator
+    __slots__ = ("__weakref__", "_arrays", "_stamps", "key", "operator")
+
+    def __init__(self, key: Key, operator: Operator, arrays: Arrays) -> None:
+        self.key, self.operator, self._arrays = key, operator, arrays
+        self._stamps: tuple[int, ...] | None = None
+        # Inference tensors do not count their changes: `unchanged` has nothing to compare.
+        if not any(one.is_inference() for one in arrays):
+            self._stamps = tuple(n for one in arrays for n in (one.data_ptr(), one._version))
+
+    def unchanged(self, buffers: Mapping[str, torch.Tensor | None]) -> bool:
+        """Whether a module's buffers are these very arrays, unchanged.
+
+        False where that is not known. It is asked before every product, so it is written out.
+        """
+        a, b, c = self._arrays
+        return (
+            self._stamps is not None
+            and buffers["compressed"] is a
+            and buffers["bitmask"] is b
+            and buffers["row_offsets"] is c
+            and self._stamps
+            == (
+                a.data_ptr(), a._version, b.data_ptr(), b._version, c.data_ptr(), c._version,
+            )
+        )  # fmt: skip
 
 
 _HOLDERS: WeakSet[Holder] = WeakSet()
@@ -80,7 +105,7 @@ def prepared_by(module: Holder, columns: int) -> Operator:
     key = key_of(*arrays)
     held = module.prepared
     if held is None or held.key != key:
-        held = Prepared(key, prepare(packed_of(*arrays, columns)))
+        held = Prepared(key, prepare(packed_of(*arrays, columns)), arrays)
         module.prepared = held
         with _LOCK:
             _FOUND[key] = held
@@ -95,12 +120,13 @@ def _operator(
         held = _FOUND.get(key)
         if held is not None:
             return held.operator
-        for module in _HOLDERS:
+        for module in _HOLDERS:  # only where nothing was found: there may be thousands
             if key_of(module.compressed, module.bitmask, module.row_offsets) == key:
                 return prepared_by(module, columns)
         kept = _KEPT.get(key)
         if kept is None:
-            kept = Prepared(key, prepare(packed_of(values, bitmask, row_offsets, columns)))
+            arrays = (values, bitmask, row_offsets)
+            kept = Prepared(key, prepare(packed_of(*arrays, columns)), arrays)
             _KEPT[key] = kept
             while len(_KEPT) > KEPT:
                 _KEPT.popitem(last=False)

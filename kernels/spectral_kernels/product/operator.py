@@ -14,8 +14,8 @@ class Operator:
         shape: (m, n).
     """
 
-    def __init__(self, packed: Packed, run: Any) -> None:
-        self.packed, self.shape, self._run = packed, packed.shape, run
+    def __init__(self, packed: Packed, run: Any, quick: Any = None) -> None:
+        self.packed, self.shape, self._run, self._quick = packed, packed.shape, run, quick
 
     def __call__(self, x: Any) -> Any:
         """The product, as `torch.nn.functional.linear(x, S)` gives it.
@@ -35,6 +35,10 @@ class Operator:
             TypeError: another kind of array or dtype.
             ValueError: the last dimension is not n, or x is on another device.
         """
+        if self._quick is not None:
+            y = self._quick(x)
+            if y is not None:
+                return y
         arrays.dtype_of(x, "x")
         values = self.packed.values
         if arrays.is_torch(x) != arrays.is_torch(values):
@@ -76,4 +80,5 @@ def prepare(packed: Packed, *, columns: bool | None = None) -> Operator:
         return Operator(packed, gpu.Runner(packed))
     from spectral_kernels.product.cpu import operator as cpu  # noqa: PLC0415 (starts the compiler)
 
-    return Operator(packed, cpu.Runner(packed, columns))
+    runner = cpu.Runner(packed, columns)
+    return Operator(packed, runner, runner.quick)

@@ -9,11 +9,11 @@ beyond the end of the values, are read from `last`, a copy of their values with 
 # Compiled code has no types to check: Numba gives its own.
 
 import numpy as np
-from numba import prange
+from numba import carray, get_num_threads, prange, set_num_threads
 
 from spectral_kernels._numba import compiled
 from spectral_kernels.product.cpu.plain import LANES, wide
-from spectral_kernels.product.cpu.scalars import fused
+from spectral_kernels.product.cpu.scalars import fused, pointer_of
 from spectral_kernels.product.cpu.vectors import add_products, row_products, row_values
 
 #: Rows and columns that are multiplied by four or eight right-hand sides at a time: what is read of
@@ -107,11 +107,20 @@ def rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides
 
 
 @compiled
-def small_product(
-    x, kind, words, last, safe, bits, offsets, n, table, X, stride, Y, sides
+def load_at(address, like, kind, n, X, stride, sides):
+    """`load_sides` of the sides x n words at an address; `like` is an array of such words."""
+    return load_sides(carray(pointer_of(address, like), sides * n), kind, n, X, stride)
+
+
+@compiled
+def product(
+    address, like, kind, words, last, safe, bits, offsets, n, table, X, stride, Y, sides
 ):  # fmt: skip
-    """`load_sides` of x, then `rows_product` of all rows if all of x is finite; whether it is."""
-    finite = load_sides(x, kind, n, X, stride)
+    """`load_at`, then `rows_product` of all rows if all of x is finite; whether it is.
+
+    One call does it all, with x by its address: a call, and each array, cost microseconds.
+    """
+    finite = load_at(address, like, kind, n, X, stride, sides)
     if finite:
         high = offsets.size
         rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, 0, high)
@@ -119,12 +128,21 @@ def small_product(
 
 
 @compiled(parallel=True)
-def product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, tasks):
-    """Y (sides, m), flat: the rows cut into so many tasks."""
-    m = offsets.size
-    for task in prange(tasks):
-        low, high = task * m // tasks, (task + 1) * m // tasks
-        rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, low, high)
+def shared_product(
+    address, like, kind, words, last, safe, bits, offsets, n, table, X, stride, Y, sides, threads
+):
+    """`product` with the rows shared by so many threads at most."""
+    finite = load_at(address, like, kind, n, X, stride, sides)
+    if finite:
+        m, allowed = offsets.size, get_num_threads()
+        set_num_threads(min(threads, allowed))
+        # A few tasks for each thread, so that an uneven machine does not wait for one of them.
+        tasks = 4 * threads
+        for task in prange(tasks):
+            low, high = task * m // tasks, (task + 1) * m // tasks
+            rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, low, high)
+        set_num_threads(allowed)
+    return finite
 
 
 @compiled(parallel=True)
@@ -160,13 +178,25 @@ def column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high):
             Y[r * m + i] = tree(lanes, 0)
 
 
+@compiled
+def by_columns(address, like, kind, n, words, stored, columns, offsets, X, stride, Y, sides):
+    """`load_at`, then `column_rows` of all rows; `stored` says what the words are."""
+    load_at(address, like, kind, n, X, stride, sides)
+    column_rows(words, stored, columns, offsets, X, stride, Y, sides, 0, offsets.size)
+
+
 @compiled(parallel=True)
-def column_product(words, kind, columns, offsets, X, stride, Y, sides, tasks):
-    """Y (sides, m), flat, by `column_rows`."""
-    m = offsets.size
+def shared_by_columns(
+    address, like, kind, n, words, stored, columns, offsets, X, stride, Y, sides, threads
+):
+    """`by_columns` with the rows shared by so many threads at most."""
+    load_at(address, like, kind, n, X, stride, sides)
+    m, allowed, tasks = offsets.size, get_num_threads(), 4 * threads
+    set_num_threads(min(threads, allowed))
     for task in prange(tasks):
         low, high = task * m // tasks, (task + 1) * m // tasks
-        column_rows(words, kind, columns, offsets, X, stride, Y, sides, low, high)
+        column_rows(words, stored, columns, offsets, X, stride, Y, sides, low, high)
+    set_num_threads(allowed)
 
 
 @compiled(parallel=True)

@@ -8,6 +8,7 @@ from typing import Any
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numpy as np
 
+from spectral_kernels._numba import on_one_thread
 from spectral_kernels.product import arrays
 from spectral_kernels.product.cpu import kernels, plain, tables
 from spectral_kernels.product.cpu.threads import shared, worth
@@ -22,6 +23,8 @@ _AVX2 = ("avx2", "fma", "f16c", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl")
 #: Up to this share of entries stored, a loop over them is faster than AVX2 over float32's bits.
 _SPARSE = 0.15
+#: Arrays by which compiled code knows the type of the words at an address.
+_LIKE = {size: np.empty(0, f"uint{8 * size}") for size in (2, 4, 8)}
 #: Right-hand sides that the loop over stored values serves; the bits serve more at once.
 _MOST_BY_COLUMN = 2
 #: Right-hand sides from which a tile is decoded and multiplied by the BLAS.
@@ -76,7 +79,8 @@ class Runner:
             columns = self._way != AVX512 and self._kind == plain.NATIVE and sparse
         self._columns = self._find_columns() if columns and self._n <= 1 << 16 else None
         self._spare: deque[Any] = deque(maxlen=1)
-        self._small = worth(self._m * self._n) == 1 and self._columns is None and self._way != PLAIN
+        self._threads = worth(self._m * self._n)
+        self._tensor, self._from_numpy, self._dtypes = _torch_of(packed.values)
         if self._way != PLAIN:
             ends = np.append(self._offsets[1:], self._words.size)
             safe = int(np.searchsorted(ends, self._words.size - SPARE, side="right"))
@@ -94,23 +98,59 @@ class Runner:
 
     def __call__(self, x: Any) -> Any:
         """x S^T."""
-        sides = math.prod(x.shape[:-1])
-        words, m = arrays.words_of(x), self._m
+        words = arrays.words_of(x)
         kind = plain.NATIVE
         if words.itemsize == 2:
             kind = _KINDS[str(x.dtype).removeprefix("torch.")]
-        X = self._room(sides)
-        Y = np.empty(sides * m, self._sum)
-        if self._small and sides < _BLAS_SIDES:  # one compiled call: two cost microseconds more
-            done = kernels.small_product(words, kind, *self._rows, X, self._stride, Y, sides)
-            if not done:
-                self._plainly(X, Y, sides, 1)
+        like, sides = _LIKE[words.itemsize], math.prod(x.shape[:-1])
+        Y = self._product(words.ctypes.data, like, kind, sides)
+        return _as(x, Y.reshape(*x.shape[:-1], self._m))
+
+    def quick(self, x: Any) -> Any:
+        """x S^T of a tensor that nothing has to be done to; None of any other x.
+
+        So many microseconds go into the checks and views of other calls that a small matrix is
+        multiplied by in fewer. An address costs less than an array.
+        """
+        if type(x) is not self._tensor or not x.is_cpu or x.requires_grad or not x.is_contiguous():
+            return None
+        found, shape = self._dtypes.get(x.dtype), x.shape
+        if found is None or not shape or shape[-1] != self._n or x.is_neg():
+            return None
+        like, kind, dtype = found
+        Y = self._product(x.data_ptr(), like, kind, x.numel() // self._n)
+        y = self._from_numpy(Y.reshape(*shape[:-1], self._m))
+        return y if dtype is None else y.to(dtype)
+
+    def _product(self, address: int, like: Any, kind: int, sides: int) -> Any:
+        """Y (sides, m), flat, of the right-hand sides at an address, by the way that is best."""
+        X, Y, stride = self._room(sides), np.empty(sides * self._m, self._sum), self._stride
+        alone = self._threads == 1 or on_one_thread()
+        if self._columns is not None and (sides <= _MOST_BY_COLUMN or self._way == PLAIN):
+            given = (
+                address, like, kind, self._n, self._words, self._kind, self._columns,
+                self._offsets, X, stride, Y, sides,
+            )  # fmt: skip
+            if alone:
+                kernels.by_columns(*given)
+            else:
+                kernels.shared_by_columns(*given, self._threads)
+        elif self._way != PLAIN and sides < _BLAS_SIDES:
+            rows = (address, like, kind, *self._rows, X, stride, Y, sides)
+            if alone:
+                finite = kernels.product(*rows)
+            else:
+                finite = kernels.shared_product(*rows, self._threads)
+            if not finite:
+                self._plainly(X, Y, sides)
+        elif kernels.load_at(address, like, kind, self._n, X, stride, sides) and (
+            self._way != PLAIN
+        ):
+            self._by_tiles(X, Y, sides)
         else:
-            finite = kernels.load_sides(words, kind, self._n, X, self._stride)
-            with shared(m * self._n) as tasks:
-                self._multiply(X, Y, sides, finite, tasks)
+            self._plainly(X, Y, sides)
         self._spare.append(X)
-        return _as(x, Y.reshape(*x.shape[:-1], m))
+        return Y
 
     def _room(self, sides: int) -> Any:
         """X of so many right-hand sides, from a multiple of 64 bytes on; the last call's, if it is
@@ -127,45 +167,47 @@ class Runner:
             X = held[start : start + size]
         return X
 
-    def _multiply(self, X: Any, Y: Any, sides: int, finite: bool, tasks: int) -> None:
-        """Y = X S^T by the way that is best for so many right-hand sides."""
-        stride = self._stride
-        if self._columns is not None and (sides <= _MOST_BY_COLUMN or self._way == PLAIN):
-            found = (self._words, self._kind, self._columns, self._offsets, X, stride, Y, sides)
-            if tasks == 1:
-                kernels.column_rows(*found, 0, self._m)
-            else:
-                kernels.column_product(*found, tasks)
-        elif not finite or self._way == PLAIN:
-            self._plainly(X, Y, sides, tasks)
-        elif sides >= _BLAS_SIDES:
-            self._by_tiles(X, Y, sides, tasks)
-        elif tasks == 1:
-            kernels.rows_product(*self._rows, X, stride, Y, sides, 0, self._m)
-        else:
-            kernels.product(*self._rows, X, stride, Y, sides, tasks)
-
-    def _plainly(self, X: Any, Y: Any, sides: int, tasks: int) -> None:
+    def _plainly(self, X: Any, Y: Any, sides: int) -> None:
         """Loops that multiply stored values only; vectors multiply by the zeros too, which finite
         numbers do not show.
         """
         rows = np.ascontiguousarray(X.reshape(sides, self._stride)[:, : self._n])
-        plain.product(
-            self._words, self._kind, self._bits, self._offsets, self._n, rows,
-            Y.reshape(sides, self._m), tasks,
-        )  # fmt: skip
+        y = Y.reshape(sides, self._m)
+        with shared(self._m * self._n) as tasks:
+            plain.product(
+                self._words, self._kind, self._bits, self._offsets, self._n, rows, y, tasks
+            )
 
-    def _by_tiles(self, X: Any, Y: Any, sides: int, tasks: int) -> None:
+    def _by_tiles(self, X: Any, Y: Any, sides: int) -> None:
         """Rows decoded, as many as stay in a cache, and multiplied by the BLAS."""
         m, n, stride = self._m, self._n, self._stride
         step = max(1, min(m, _TILE_ENTRIES // stride))
         tile = np.empty(step * stride, self._sum)
         x, y = X.reshape(sides, stride)[:, :n], Y.reshape(sides, m)
-        for low in range(0, m, step):
-            high = min(low + step, m)
-            kernels.decode(*self._rows, tile, stride, low, high, tasks)
-            dense = tile.reshape(step, stride)[: high - low, :n]
-            y[:, low:high] = x @ dense.T
+        with shared(m * n) as tasks:
+            for low in range(0, m, step):
+                high = min(low + step, m)
+                kernels.decode(*self._rows, tile, stride, low, high, tasks)
+                dense = tile.reshape(step, stride)[: high - low, :n]
+                y[:, low:high] = x @ dense.T
+
+
+def _torch_of(values: Any) -> tuple[Any, Any, dict[Any, Any]]:
+    """What `quick` needs of torch: its tensors' type, what makes one of an array, and for each
+    dtype of x an array of its words, their kind and what y must be turned into. (None, None, {})
+    for NumPy.
+    """
+    if not arrays.is_torch(values):
+        return None, None, {}
+    import torch  # noqa: PLC0415 (NumPy users need no torch)
+
+    own = torch.float64 if values.dtype == torch.float64 else torch.float32
+    found = {}
+    for name, size in arrays.SIZES.items():
+        dtype = getattr(torch, name)
+        kind = _KINDS.get(name, plain.NATIVE)
+        found[dtype] = (_LIKE[size], kind, None if dtype == own else dtype)
+    return torch.Tensor, torch.from_numpy, found
 
 
 def _as(x: Any, Y: Any) -> Any:

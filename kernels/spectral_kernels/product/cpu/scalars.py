@@ -1,6 +1,6 @@
-"""Operations on one number that Numba does not offer: count of ones, bits as floats, fused a b + c.
+"""What Numba does not offer: count of ones, bits as floats, fused a b + c, memory at an address.
 
-Each is one instruction on processors that have it; LLVM calls its own code elsewhere.
+Each is one instruction, or none, on processors that have it; LLVM calls its own code elsewhere.
 """
 
 # mypy: ignore-errors
@@ -50,3 +50,13 @@ def fused(typingctx, a, b, c):
         return builder.fma(*args)
 
     return c(c, c, c), codegen
+
+
+@intrinsic
+def pointer_of(typingctx, address, like):
+    """The int64 address as a pointer to entries of the dtype of the array `like`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), codegen

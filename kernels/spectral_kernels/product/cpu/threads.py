@@ -13,8 +13,9 @@ _THREAD_ENTRIES = 1 << 18
 
 
 def worth(entries: int) -> int:
-    """The threads that a matrix of so many entries is worth."""
-    return max(1, entries // _THREAD_ENTRIES)
+    """The threads that a matrix of so many entries is worth, at most those that there are."""
+    existing = int(numba.config.NUMBA_NUM_THREADS)
+    return max(1, min(entries // _THREAD_ENTRIES, existing))
 
 
 @contextmanager
@@ -22,9 +23,8 @@ def shared(entries: int) -> Iterator[int]:
     """Let kernels use the threads that a matrix of so many entries is worth; gives the tasks to
     cut it into: 1 where one thread is to do it all.
     """
-    if (
-        worth(entries) == 1 or on_one_thread()
-    ):  # leave the threads alone: to ask for them costs microseconds
+    if worth(entries) == 1 or on_one_thread():
+        # Leave the threads alone: to ask for them costs microseconds.
         yield 1
         return
     torch = sys.modules.get("torch")
