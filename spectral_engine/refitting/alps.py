@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from spectral_kernels.spectra import full_precision
 
-from spectral_engine._util.threads import one_thread
+from spectral_engine._util.threads import one_thread, threads_for_product
 from spectral_engine.matrix.moments import Moments
 from spectral_engine.refitting.damping import damping_level
 
@@ -46,7 +46,7 @@ def alps_mask(
             how many are, in the whole matrix, a row or a group.
         damping: lambda as a share of `damping_level`, nearly always the mean of the diagonal.
     """
-    with full_precision(torch):
+    with full_precision(torch), threads_for_product(*weight.shape):
         second = moments.second.to(weight.dtype)
         ridge = damping * damping_level(second.diagonal())
         if ridge == 0.0:

@@ -62,7 +62,7 @@ def refitted(
     moments: Moments | None = None,
     budget: MaskBudget | None = None,
 ) -> torch.Tensor:
-    """`sparse` with its entries adjusted, in its dtype.
+    """`sparse` with its entries adjusted, in its dtype; `Scale` adjusts them in place.
 
     Args:
         refit: one of the table above.
@@ -99,7 +99,8 @@ def refitted(
 
 
 def match_first_value(weight: torch.Tensor, sparse: torch.Tensor) -> torch.Tensor:
-    """`sparse` times the scalar that gives it the largest singular value of `weight`.
+    """`sparse`, multiplied in place by the scalar that gives it the largest singular value of
+    `weight`.
 
     Raises:
         ValueError: what it gives does not fit the dtype.
@@ -114,8 +115,7 @@ def match_first_value(weight: torch.Tensor, sparse: torch.Tensor) -> torch.Tenso
             f"refit: entries times {scale:.4g}, which restores the largest singular value, "
             f"overflow {sparse.dtype}; use refit=None, or a wider dtype"
         )
-    scaled: torch.Tensor = sparse * scale
-    return scaled
+    return sparse.mul_(scale)
 
 
 def bias_shift(weight: torch.Tensor, sparse: torch.Tensor, moments: Moments) -> torch.Tensor:

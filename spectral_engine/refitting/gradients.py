@@ -36,17 +36,28 @@ def masked_gradients(
     r = residual * kept
     z = r * precondition
     p = z.clone()
-    energy = (r * z).sum(dim, keepdim=True)
+    energy = _summed(r * z, dim)
     enough = energy * tolerance**2
     for _ in range(steps):
         if bool((energy <= enough).all()):
             break
         q = apply(p)
-        curvature = (p * q).sum(dim, keepdim=True)  # p is 0 outside the mask
+        curvature = _summed(p * q, dim)  # p is 0 outside the mask
         length = torch.where(curvature > 0.0, energy / curvature, 0.0)
         X.addcmul_(length, p)
         r.addcmul_(-length, q)  # r outside the mask is never read: z is 0 there
         torch.mul(r, precondition, out=z)
-        previous, energy = energy, (r * z).sum(dim, keepdim=True)
+        previous, energy = energy, _summed(r * z, dim)
         p.mul_(torch.where(previous > 0.0, energy / previous, 0.0)).add_(z)
     return X
+
+
+def _summed(products: torch.Tensor, dim: tuple[int, ...]) -> torch.Tensor:
+    """The sum along the axes, the last one first; they stay, with one entry.
+
+    torch divides one sum of a whole matrix between its threads, and the last bits hang on how many
+    there are; many sums at once it does not divide.
+    """
+    for axis in sorted(dim, reverse=True):
+        products = products.sum(axis, keepdim=True)
+    return products

@@ -8,6 +8,7 @@ A x'.
 import torch
 from spectral_kernels.spectra import full_precision
 
+from spectral_engine._util.threads import threads_for_product
 from spectral_engine.matrix.moments import Moments
 from spectral_engine.refitting.damping import damping_level
 from spectral_engine.refitting.gradients import STEPS, TOLERANCE, masked_gradients
@@ -49,8 +50,8 @@ def least_squares(
 
     solved = torch.empty_like(weight)
     step = max(H.shape[0] // 16, _CHUNK // H.shape[0], 1)
-    with full_precision(torch):
-        for first in range(0, weight.shape[0], step):
+    for first in range(0, weight.shape[0], step):
+        with full_precision(torch), threads_for_product(len(weight[first : first + step]), len(H)):
             rows = slice(first, first + step)
             W, kept = weight[rows], mask[rows]
             start = W * kept

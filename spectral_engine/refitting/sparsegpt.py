@@ -8,7 +8,7 @@ least if the row's later entries then change by -(w_j / U_jj) U_j,: (optimal bra
 import torch
 from spectral_kernels.spectra import full_precision
 
-from spectral_engine._util.threads import one_thread
+from spectral_engine._util.threads import one_thread, threads_for_product
 from spectral_engine.matrix.moments import Moments
 from spectral_engine.refitting.damping import damping_level
 
@@ -47,7 +47,7 @@ def sparsegpt(
     judged = BLOCK if pattern is None else pattern[1]
     block = BLOCK // judged * judged or judged
     dropped = 0
-    with full_precision(torch):
+    with full_precision(torch), threads_for_product(m, n):
         U, ridge = inverse_factor(moments.second.to(weight.dtype), damping)
         W = weight.clone()
         if moments.cross is not None:  # the dense weights that give W x' from the inputs x
