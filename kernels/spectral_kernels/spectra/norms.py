@@ -55,7 +55,8 @@ def spectral_norm(
         seed, stream: where in the project's random stream the test matrix lies.
 
     Returns:
-        The norm of each matrix, found from below, and an estimate of its error.
+        The norm of each matrix, found from below, and an estimate of its error. A float16 or
+        bfloat16 A is held once more meanwhile, in float32.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
@@ -88,7 +89,7 @@ def spectral_error(
 
     Returns:
         The norm of each difference, and an estimate of its error. Rounding is relative to
-        ||A||_2, as in any difference.
+        ||A||_2, as in any difference. Float16 and bfloat16 are held once more, in float32.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.

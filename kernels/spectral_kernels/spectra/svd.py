@@ -110,6 +110,10 @@ def randomized_svd(
     through a few products has one. It may be too small where more values than a block has columns
     lie within a few per cent of each other, and apart by more than the tolerance.
 
+    Memory beside A: the Krylov space, m + n numbers for each column of each block, and a few blocks
+    more. Of a float16 or bfloat16 A also a copy in float32, twice A's bytes, since libraries
+    multiply float32 by float32.
+
     Source: Musco and Musco, NeurIPS 2015, algorithm 2; Tropp and Webber 2023.
 
     >>> import numpy as np
@@ -197,7 +201,8 @@ def singular_values(A: Array, method: Literal["auto", "gram", "svd"] = "auto") -
             float64 the library's `svdvals`.
 
     Returns:
-        The values, in float32, or in float64 for float64.
+        The values, in float32, or in float64 for float64. Held meanwhile are the Gram matrix of the
+        smaller side, in float64 under "auto", and a float32 copy of float16 and bfloat16.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
