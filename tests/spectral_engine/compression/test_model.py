@@ -120,6 +120,29 @@ def test_copies_and_pickles():
     assert close(torch.load(stored, weights_only=False)(INDICES), expected)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_changed_arrays(inference):
+    """Catches a product by the arrays of before, where a layer only asks whether they changed."""
+    with torch.inference_mode(inference):
+        layer = nn.Linear(96, 40)
+        layer.weight.data.mul_(torch.rand(40, 96) < 0.3)
+        sparse, x = se.SparseLinear.from_dense(layer), torch.randn(5, 96)
+
+        def right():
+            return close(sparse(x), nn.functional.linear(x, sparse.weight, sparse.bias))
+
+        assert right()
+        if not inference:  # such tensors do not count their changes
+            sparse.compressed.mul_(2)
+            assert right()
+            sparse.compressed.data = torch.randn_like(sparse.compressed)
+            assert right()
+        sparse.compressed = sparse.compressed + 1
+        assert right()
+        sparse.load_state_dict({"weight": torch.eye(40, 96), "bias": torch.zeros(40)})
+        assert torch.equal(sparse(x), x[:, :40])
+
+
 def test_compile_and_export():
     """Catches an operator that breaks the graph, lacks a fake, or needs the module in an exported
     program."""

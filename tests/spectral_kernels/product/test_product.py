@@ -17,7 +17,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 UNIT = {torch.float64: 2.0**-53}
 
 
-def sparse(shape: tuple[int, int], keep: float, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+def sparse(shape: tuple[int, ...], keep: float, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     A = np.where(rng.random(shape) < keep, rng.standard_normal(shape), 0.0)
     return torch.tensor(A).to(dtype)
@@ -139,6 +139,22 @@ def test_kinds_and_dimensions() -> None:
         run(np.zeros(40, np.float32))
     with pytest.raises(TypeError, match="x: expected one of float16"):
         run(torch.zeros(40, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("given", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_short_way_of_a_call(dtype: torch.dtype, given: torch.dtype) -> None:
+    """x read by its address as another dtype, from another place, or of another number of rows."""
+    run = cpu.Runner(pack(sparse((7, 90), 0.4, dtype)))
+    X = sparse((4, 3, 90), 1.0, given, 1)
+    for x in (X, X[2], X[1, 1], X[:0], X[1:, :1].contiguous()):
+        found = run.quick(x)
+        assert found is not None
+        same(found, run(x))
+    X[1, 2, 5] = torch.inf
+    same(run.quick(X), run(X))
+    for x in (X[:, 1], X.transpose(0, 1), X.clone().requires_grad_(), X[..., :9], X.numpy):
+        assert run.quick(x) is None
 
 
 #: The values end where the page after them may not be read.

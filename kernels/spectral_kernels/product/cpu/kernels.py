@@ -9,7 +9,7 @@ beyond the end of the values, are read from `last`, a copy of their values with 
 # Compiled code has no types to check: Numba gives its own.
 
 import numpy as np
-from numba import carray, get_num_threads, prange, set_num_threads
+from numba import carray, prange
 
 from spectral_kernels._numba import compiled
 from spectral_kernels.product.cpu.plain import LANES, wide
@@ -129,19 +129,15 @@ def product(
 
 @compiled(parallel=True)
 def shared_product(
-    address, like, kind, words, last, safe, bits, offsets, n, table, X, stride, Y, sides, threads
+    address, like, kind, words, last, safe, bits, offsets, n, table, X, stride, Y, sides, tasks
 ):
-    """`product` with the rows shared by so many threads at most."""
+    """`product` with the rows cut into so many tasks, which threads share."""
     finite = load_at(address, like, kind, n, X, stride, sides)
     if finite:
-        m, allowed = offsets.size, get_num_threads()
-        set_num_threads(min(threads, allowed))
-        # A few tasks for each thread, so that an uneven machine does not wait for one of them.
-        tasks = 4 * threads
+        m = offsets.size
         for task in prange(tasks):
             low, high = task * m // tasks, (task + 1) * m // tasks
             rows_product(words, last, safe, bits, offsets, n, table, X, stride, Y, sides, low, high)
-        set_num_threads(allowed)
     return finite
 
 
@@ -187,16 +183,14 @@ def by_columns(address, like, kind, n, words, stored, columns, offsets, X, strid
 
 @compiled(parallel=True)
 def shared_by_columns(
-    address, like, kind, n, words, stored, columns, offsets, X, stride, Y, sides, threads
+    address, like, kind, n, words, stored, columns, offsets, X, stride, Y, sides, tasks
 ):
-    """`by_columns` with the rows shared by so many threads at most."""
+    """`by_columns` with the rows cut into so many tasks, which threads share."""
     load_at(address, like, kind, n, X, stride, sides)
-    m, allowed, tasks = offsets.size, get_num_threads(), 4 * threads
-    set_num_threads(min(threads, allowed))
+    m = offsets.size
     for task in prange(tasks):
         low, high = task * m // tasks, (task + 1) * m // tasks
         column_rows(words, stored, columns, offsets, X, stride, Y, sides, low, high)
-    set_num_threads(allowed)
 
 
 @compiled(parallel=True)

@@ -11,7 +11,7 @@ import numpy as np
 from spectral_kernels._numba import on_one_thread
 from spectral_kernels.product import arrays
 from spectral_kernels.product.cpu import kernels, plain, tables
-from spectral_kernels.product.cpu.threads import shared, worth
+from spectral_kernels.product.cpu.threads import at_most, every, shared, tasks_of, worth
 from spectral_kernels.product.cpu.vectors import SPARE
 from spectral_kernels.product.packed import Packed
 
@@ -134,13 +134,13 @@ class Runner:
             if alone:
                 kernels.by_columns(*given)
             else:
-                kernels.shared_by_columns(*given, self._threads)
+                self._in_threads(kernels.shared_by_columns, given)
         elif self._way != PLAIN and sides < _BLAS_SIDES:
             rows = (address, like, kind, *self._rows, X, stride, Y, sides)
             if alone:
                 finite = kernels.product(*rows)
             else:
-                finite = kernels.shared_product(*rows, self._threads)
+                finite = self._in_threads(kernels.shared_product, rows)
             if not finite:
                 self._plainly(X, Y, sides)
         elif kernels.load_at(address, like, kind, self._n, X, stride, sides) and (
@@ -151,6 +151,14 @@ class Runner:
             self._plainly(X, Y, sides)
         self._spare.append(X)
         return Y
+
+    def _in_threads(self, kernel: Any, given: tuple[Any, ...]) -> Any:
+        """Run a kernel with the threads that the matrix is worth."""
+        tasks = tasks_of(self._threads)
+        if self._threads == every():  # nothing to limit, which would take microseconds
+            return kernel(*given, tasks)
+        with at_most(self._threads):
+            return kernel(*given, tasks)
 
     def _room(self, sides: int) -> Any:
         """X of so many right-hand sides, from a multiple of 64 bytes on; the last call's, if it is

@@ -12,10 +12,40 @@ from spectral_kernels._numba import on_one_thread
 _THREAD_ENTRIES = 1 << 18
 
 
+def every() -> int:
+    """The threads that there are; `numba.set_num_threads` may have left fewer to use."""
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
 def worth(entries: int) -> int:
     """The threads that a matrix of so many entries is worth, at most those that there are."""
-    existing = int(numba.config.NUMBA_NUM_THREADS)
-    return max(1, min(entries // _THREAD_ENTRIES, existing))
+    return max(1, min(entries // _THREAD_ENTRIES, every()))
+
+
+def tasks_of(threads: int) -> int:
+    """Into how many tasks a kernel's rows are cut: a few for each thread, so that an uneven machine
+    does not wait for one of them.
+    """
+    return 1 if threads == 1 else 4 * threads
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[int]:
+    """Let kernels use so many threads and no more; gives how many they are."""
+    torch = sys.modules.get("torch")
+    torch_threads = 0 if torch is None else torch.get_num_threads()
+    allowed = numba.get_num_threads()  # which starts the threads, if none have been
+    used = min(allowed, threads)
+    if used != allowed:
+        numba.set_num_threads(used)
+    try:
+        yield used
+    finally:
+        if used != allowed:
+            numba.set_num_threads(allowed)
+        # Where both use one OpenMP library, Numba's start sets the number for torch as well.
+        if torch is not None and torch.get_num_threads() != torch_threads:
+            torch.set_num_threads(torch_threads)
 
 
 @contextmanager
@@ -23,22 +53,10 @@ def shared(entries: int) -> Iterator[int]:
     """Let kernels use the threads that a matrix of so many entries is worth; gives the tasks to
     cut it into: 1 where one thread is to do it all.
     """
-    if worth(entries) == 1 or on_one_thread():
+    threads = worth(entries)
+    if threads == 1 or on_one_thread():
         # Leave the threads alone: to ask for them costs microseconds.
         yield 1
         return
-    torch = sys.modules.get("torch")
-    torch_threads = 0 if torch is None else torch.get_num_threads()
-    allowed = numba.get_num_threads()  # which starts the threads, if none have been
-    used = min(allowed, worth(entries))
-    if used != allowed:
-        numba.set_num_threads(used)
-    try:
-        # A few tasks for each thread, so that an uneven machine does not wait for one of them.
-        yield 1 if used == 1 else 4 * used
-    finally:
-        if used != allowed:
-            numba.set_num_threads(allowed)
-        # Where both use one OpenMP library, Numba's start sets the number for torch as well.
-        if torch is not None and torch.get_num_threads() != torch_threads:
-            torch.set_num_threads(torch_threads)
+    with at_most(threads) as used:
+        yield tasks_of(used)
