@@ -27,7 +27,9 @@ ORDER = {
         "_util", "checkpoints", "recipe", "matrix", "layers", "masking", "refitting", "sparsifying",
         "calibration", "pruning", "spectral", "training", "profiling", "compression", "demo", "cli",
     ),
-    "spectral_kernels": ("_validation", "reference", "spectra", "backends", "call", "product"),
+    "spectral_kernels": (
+        "_validation", "_numba", "reference", "spectra", "backends", "call", "product",
+    ),
 }  # fmt: skip
 HEAVY = ("triton", "cupy", "matplotlib", "pandas", "lightning", "transformers", "sklearn")
 MOST_FILES = 12

@@ -5,6 +5,12 @@
 values, norms and spectral densities. Arrays are NumPy, torch or CuPy; where one lies decides which
 kernels run. `reference` is all of it again in NumPy and plain Python, and `call.torch_operator` is
 `sparsify` as an operator that torch's compilers know.
+
+On the CPU kernels are compiled when they are first called, some 20 s in all, and kept on disk for
+the processes that follow: in the folder that NUMBA_CACHE_DIR names, else beside the package, else
+in the user's cache. Where none can be written each process compiles them, and a warning says so.
+A process that is forked after the import, such as a worker of torch's DataLoader, runs them on one
+thread; one that is spawned has its own threads.
 """
 
 from spectral_kernels.backends.protocol import module_of

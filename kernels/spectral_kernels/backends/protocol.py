@@ -257,6 +257,12 @@ class Backend(Protocol):
 def module_of(array: Any) -> str:
     """The package that an array's type comes from: "numpy", "torch", "cupy" or another.
 
+    Args:
+        array: of any type.
+
+    Returns:
+        The first part of its type's module.
+
     >>> import numpy as np
     >>> from spectral_kernels import module_of
     >>> module_of(np.zeros(3))

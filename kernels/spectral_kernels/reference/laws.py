@@ -117,6 +117,9 @@ def named_law(name: str, parameter: float | None = None) -> Law:
         parameter: alpha in [0, 1] of "hybrid" (default 1/2) or kappa > 0 of "am07" (default
             (8 ln n)^4, given as 0 here). Other laws take none.
 
+    Returns:
+        The law: its shape, its parameter, and how its rows are weighted.
+
     Raises:
         TypeError: the parameter is not a number.
         ValueError: unknown name, a parameter out of range, or one where the law takes none.

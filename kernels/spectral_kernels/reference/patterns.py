@@ -65,6 +65,12 @@ Pattern = NM | Blocks
 def parse_pattern(pattern: str) -> Pattern:
     """The pattern called "N:M" or "RxC".
 
+    Args:
+        pattern: its name, such as "2:4" (N of M) or "16x16" (blocks of rows by columns).
+
+    Returns:
+        The pattern as a value.
+
     Raises:
         TypeError: not a string.
         ValueError: neither form, or numbers that make no pattern.
@@ -103,6 +109,14 @@ def pattern_sparsity(
 ) -> float | None:
     """The sparsity to prune to: the one given, the one that "N:M" implies, or the default.
 
+    Args:
+        pattern: its name, or None.
+        sparsity: the fraction of zeros asked for, or None.
+        default: what None stands for where no "N:M" implies it.
+
+    Returns:
+        The fraction of zeros; None where nothing says it.
+
     Raises:
         TypeError, ValueError: of `parse_pattern`, or a sparsity that contradicts the pattern.
 
@@ -123,6 +137,10 @@ def pattern_sparsity(
 
 def check_divides(pattern: Pattern, m: int, n: int) -> None:
     """Refuse a matrix (m, n) that the pattern does not divide.
+
+    Args:
+        pattern: "N:M" needs n in multiples of M, blocks both sides in multiples of theirs.
+        m, n: rows and columns.
 
     Raises:
         ValueError: names the pattern and the shape.

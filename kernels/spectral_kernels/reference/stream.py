@@ -77,7 +77,13 @@ def draws(
     """The (m, n) integers u in [0, 2^24) that decide keep (u < t) or drop.
 
     Args:
-        shape: (m, n). seed, stream, row_offset, column_offset: where in the stream they lie.
+        shape: (m, n).
+        seed: of 64 bits; other seeds give other draws.
+        stream: of 32 bits, one for each tensor; see `stream_id`.
+        row_offset, column_offset: the row and column of the tensor at which the (m, n) lie.
+
+    Returns:
+        uint32 (m, n).
 
     >>> from spectral_kernels import draws
     >>> whole, part = draws((4, 6), 1, 0), draws((2, 3), 1, 0, row_offset=2, column_offset=3)
@@ -91,6 +97,12 @@ def draws(
 
 def stream_id(name: str) -> int:
     """The stream of a tensor: the first four bytes, little-endian, of BLAKE2b of its UTF-8 name.
+
+    Args:
+        name: of the tensor, such as that of a layer.
+
+    Returns:
+        An integer in [0, 2^32).
 
     >>> from spectral_kernels import stream_id
     >>> stream_id("encoder.weight") == stream_id("decoder.weight")

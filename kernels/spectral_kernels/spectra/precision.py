@@ -50,6 +50,9 @@ def full_precision(xp: Any) -> Iterator[None]:
     Args:
         xp: the array API namespace that the products are done in, or the array library itself.
 
+    Returns:
+        The context, which gives nothing.
+
     >>> import numpy as np
     >>> from spectral_kernels.spectra import full_precision
     >>> with full_precision(np):

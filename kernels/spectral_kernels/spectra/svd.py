@@ -50,6 +50,9 @@ class SVDResult(NamedTuple):
 def default_blocks(rank: int) -> tuple[int, int]:
     """The columns of the test matrix: at first, and where those are too few.
 
+    Args:
+        rank: how many triplets are asked for.
+
     A block of b columns finds at most b copies of a repeated value, so the wider block has 8
     columns more than the rank. A narrower block takes more products and less time (on a CPU, for
     ranks of 64 to 256 and slow or no decay, 1 to 2 times less), so the first is
