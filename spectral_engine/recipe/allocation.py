@@ -66,11 +66,12 @@ def shares_of(budget: Budget, weights: Iterable[Weight]) -> dict[str, float]:
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
+    if budget.share is not None:
+        return {weight.name: budget.share for weight in weights}
     shared = budget.shared if isinstance(budget, Pattern) else budget
-    if isinstance(shared, Shared | MaxError):
-        return allocate([LayerCurve.of(weight) for weight in weights], shared)
-    share = _target(budget)
-    return {weight.name: share for weight in weights}
+    if not isinstance(shared, Shared | MaxError):
+        raise TypeError(f"budget: expected one that layers share; got {budget!r}")
+    return allocate([LayerCurve.of(weight) for weight in weights], shared)
 
 
 def _target(budget: Budget) -> float:

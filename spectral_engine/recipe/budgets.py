@@ -55,6 +55,11 @@ class Budget(Value):
         """The sparsity to reach, 0.9 where none was given; None where an error decides it."""
         return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
 
+    @property
+    def share(self) -> float | None:
+        """The sparsity of every weight where all have the same, None where contents decide."""
+        return None
+
     def at(self, sparsity: float) -> Self:
         """The same budget with another sparsity.
 
@@ -74,6 +79,11 @@ class Uniform(Budget):
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def share(self) -> float | None:
+        """The sparsity to reach."""
+        return self.target
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,6 +215,11 @@ class Pattern(Budget):
         if isinstance(parsed, NM):
             return parsed.sparsity
         return super().target if self.shared is None else self.shared.target
+
+    @property
+    def share(self) -> float | None:
+        """That of "N:M", or the one given; None where a budget is shared."""
+        return self.target if self.shared is None else None
 
     def at(self, sparsity: float) -> Self:
         """The same pattern with another sparsity, which "N:M" only takes if it is its own."""

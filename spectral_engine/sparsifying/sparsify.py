@@ -16,7 +16,7 @@ from spectral_engine.recipe.presets import as_recipe
 from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.refitting.apply import MaskBudget, bias_shift, refitted
 from spectral_engine.sparsifying.report import Sparsified, report_of
-from spectral_engine.sparsifying.score import spectral_score
+from spectral_engine.sparsifying.score import SpectralScore, spectral_score
 
 
 def sparsify(
@@ -67,7 +67,9 @@ def sparsify(
     if chosen.method.rank is not None:
         check_rank(chosen.method.rank, min(weight.shape[0], math.prod(weight.shape[1:])))
     moments = None if inputs is None else moments_of(weight, inputs)
-    share = shares_of(chosen.budget, [Weight("weight", lambda: weight, weight.shape)])["weight"]
+    share = chosen.budget.share
+    if share is None:
+        share = shares_of(chosen.budget, [Weight("weight", lambda: weight, weight.shape)])["weight"]
     return sparsify_matrix(weight, chosen, share, moments, seed=seed, stream=stream)
 
 
@@ -95,7 +97,7 @@ def sparsify_matrix(
     method, budget, refit = recipe.method, recipe.budget, recipe.refit
     if moments is not None and recipe.bias_correction:
         moments = moments.deviations()
-    score = spectral_score(weight, method, moments)
+    score = spectral_score(weight, method, moments) if method.needs_low_rank else SpectralScore()
     pattern = None if budget.pattern is None else str(budget.pattern)
     sparse = spectral_kernels.sparsify(
         weight,
