@@ -1,4 +1,10 @@
-"""Rows of the speed suite: products with packed matrices (`product`), 4096 x 4096."""
+"""Rows of the speed suite: products with packed matrices (`product`).
+
+    pytest --benchmark -k product                       4096 x 4096, under a minute on two cores
+    BENCH_SIZES=576,8192 pytest --benchmark -k product  other sizes
+
+Each takes turns with the dense product, torch's sparse CSR (float32) and a read of the matrix.
+"""
 
 import statistics
 from typing import Any
@@ -6,27 +12,34 @@ from typing import Any
 import pytest
 
 from bench.speed import product
+from bench.speed.sizes import sizes_or
 from bench.speed.timing import interleave
 
-SIZE = 4096
+#: Larger than most caches in float32, small enough that all rows take less than a minute.
+SIZES = (4096,)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The sizes, read when tests are collected."""
+    metafunc.parametrize("size", sizes_or(SIZES))
 
 
 @pytest.mark.parametrize("sides", [1, 8])
 @pytest.mark.parametrize("sparsity", product.SPARSITIES)
 @pytest.mark.parametrize("dtype", product.DTYPES)
-def test_product(benchmark: Any, dtype: str, sparsity: float, sides: int) -> None:
+def test_product(benchmark: Any, size: int, dtype: str, sparsity: float, sides: int) -> None:
     """Measure the packed product beside the others; nothing here fails for being slow."""
-    weight, x = product.problem(SIZE, sparsity, dtype, sides)
+    weight, x = product.problem(size, sparsity, dtype, sides)
     contenders, bytes_ = product.contenders(weight, x)
     times = interleave(contenders)
     row = product.described(times, bytes_, weight.numel() * weight.element_size())
-    benchmark.group = f"product {dtype} {sparsity:g} {sides}"
+    benchmark.group = f"product {size} {dtype} {sparsity:g} {sides}"
     benchmark.extra_info.update(
         row,
         operation=f"product of {sides}",
         backend="packed",
         device="cpu",
-        shape=[SIZE, SIZE],
+        shape=[size, size],
         dtype=dtype,
         sparsity=sparsity,
         bytes=bytes_,

@@ -14,7 +14,6 @@ and a row's extra_info comes from there. pytest-benchmark's own figures, from a 
 stand beside it. `report.py` prints the ratios of a file written with --benchmark-json.
 """
 
-import os
 import statistics
 from functools import lru_cache
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 import torch
 
 from bench.speed.cases import REFERENCES, SIZES, Case, selection
+from bench.speed.sizes import sizes_or
 from bench.speed.timing import Contender, Times, interleave, ratio
 
 #: pytest-benchmark may call an implementation this many seconds or times more, or once.
@@ -39,18 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def sizes() -> tuple[int, ...]:
     """`SIZES`, or what the environment variable BENCH_SIZES says in their place."""
-    wanted = os.environ.get("BENCH_SIZES", "")
-    if not wanted:
-        return SIZES
-    try:
-        chosen = tuple(int(size) for size in wanted.split(","))
-    except ValueError:
-        chosen = ()
-    if not chosen or min(chosen) < 2:
-        raise pytest.UsageError(
-            f"BENCH_SIZES: expected sizes of 2 or more, separated by commas; got {wanted!r}"
-        )
-    return chosen
+    return sizes_or(SIZES)
 
 
 @pytest.fixture(scope="session")

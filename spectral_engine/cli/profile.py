@@ -19,10 +19,13 @@ from spectral_engine.profiling.device import pick_device
 from spectral_engine.profiling.records import DTYPES, Profile, ProfileCase
 from spectral_engine.profiling.run import profile_cases, profile_model, trace
 from spectral_engine.profiling.shapes import MODELS
+from spectral_engine.profiling.sparse import SparseMeasurement, profile_sparse
 from spectral_engine.recipe.methods import METHODS, Aligned, Principal
 
 #: Narrower, the table would lose its columns.
 TABLE_WIDTH = 120
+#: What --sparse sweeps by default.
+SPARSE_SHAPES, SPARSE_DENSITIES, SPARSE_SIDES = ["4096x4096"], [0.5, 0.3, 0.1], [1, 8]
 #: Seen on two cores: 95 ms for a call that takes 2 ms without.
 SPINNING = (
     "note: threads of OpenMP that spin while they wait take the cores from the kernels' own; "
@@ -63,10 +66,37 @@ def profile(
     trace_file: Annotated[
         Path | None, typer.Option("--trace", help="write a torch.profiler trace of one call each")
     ] = None,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="products with packed matrices beside the dense ones")
+    ] = False,
+    sides: Annotated[
+        list[int] | None, typer.Option(help="with --sparse, right-hand sides; repeatable")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time, bandwidth and memory of sparsification on this device, beside a copy of the matrix."""
     chosen = pick_device(device)
+    if sparse:
+        given = {
+            "method": method, "rank": rank, "model": model, "blocks": blocks, "plot": plot,
+            "trace": trace_file,
+        }  # fmt: skip
+        if wrong := [f"--{name}" for name, value in given.items() if value]:
+            raise ValueError(f"sparse: expected none of {', '.join(given)}; got {wrong[0]}")
+        if output is not None:
+            require_writable(output)
+        rows = profile_sparse(
+            [sizes(one) for one in shape or SPARSE_SHAPES],
+            dtype or ["float32"],
+            [1.0 - one for one in density or SPARSE_DENSITIES],
+            sides or SPARSE_SIDES,
+            chosen,
+            5 if repeats is None else repeats,
+        )
+        _show_sparse(rows, output, as_json)
+        return
+    if sides:
+        raise ValueError(f"sides: only --sparse has right-hand sides; got {sides}")
     kept = density or [0.1]
     for one in kept:
         number("density", one, above=0.0, most=1.0, meaning="the fraction kept,")
@@ -117,6 +147,35 @@ def profile(
     for path in (output, plot, trace_file):
         if path is not None:
             typer.echo(f"wrote {path}")
+
+
+def _show_sparse(rows: list[SparseMeasurement], output: Path | None, as_json: bool) -> None:
+    text = json.dumps([row.to_dict() for row in rows], indent=None if as_json else 1)
+    if output is not None:
+        with replacing_file(output, force=True) as file:
+            file.write((text + "\n").encode())
+    if as_json:
+        typer.echo(text)
+        return
+    shown = Table(title="packed beside dense", title_justify="left")
+    for name in ("matrix", "dtype", "density"):
+        shown.add_column(name)
+    for name in ("sides", "us", "dense us", "faster", "bytes"):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        shown.add_row(
+            "x".join(map(str, row.shape)),
+            row.dtype,
+            f"{1.0 - row.sparsity:g}",
+            str(row.sides),
+            f"{1e6 * row.seconds:.1f}",
+            f"{1e6 * row.dense_seconds:.1f}",
+            f"{row.speedup:.2f} x",
+            f"{row.bytes / row.dense_bytes:.1%}",
+        )
+    Console().print(shown)
+    if output is not None:
+        typer.echo(f"wrote {output}")
 
 
 def sweep(

@@ -175,3 +175,28 @@ def test_cuda_that_is_not_there() -> None:
     assert pick_device("auto") == "cpu"
     with pytest.raises(RuntimeError, match="device: expected a CUDA device"):
         pick_device("cuda")
+
+
+def test_sparse_sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A combination left out, bytes of another form, an option that is ignored."""
+    arguments = ["--sparse", "--shape", "40x16", "--density", 0.5, "--density", 0.25]
+    arguments += ["--sides", 1, "--sides", 3, "--repeats", 1, "--device", "cpu"]
+    status, said, _ = run(monkeypatch, capsys, *arguments, "--json", "-o", tmp_path / "found.json")
+    rows = json.loads(said)
+    assert status == 0
+    assert rows == json.loads((tmp_path / "found.json").read_text())
+    assert [(row["sparsity"], row["sides"]) for row in rows] == [
+        (0.5, 1), (0.5, 3), (0.75, 1), (0.75, 3),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["dense_bytes"] == 40 * 16 * 4
+        kept = (row["bytes"] - 40 * 2 - 40 * 8) / (40 * 16 * 4)
+        assert abs(kept - (1.0 - row["sparsity"])) < 0.15
+        assert row["speedup"] == pytest.approx(row["dense_seconds"] / row["seconds"])
+    assert "faster" in run(monkeypatch, capsys, *arguments)[1]
+    for wrong in (["--sparse", "--method", "magnitude"], ["--sides", 2]):
+        status, _, error = run(monkeypatch, capsys, *wrong)
+        assert status == 1
+        assert wrong[0].strip("-") in error
