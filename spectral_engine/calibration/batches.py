@@ -56,7 +56,8 @@ def check_batches(batches: Any, own_forward: bool) -> None:
             "calibration: expected batches that can be gone through several times, such as a list "
             f"or a DataLoader; got {kind}, which list() would make one"
         )
-    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+    there = isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
+    if not there or isinstance(batches, np.generic):  # a scalar of NumPy has __getitem__
         raise TypeError(f"calibration: expected batches; got {kind}")
     if not own_forward and _is_of_datasets(batches):
         raise TypeError(
@@ -101,9 +102,25 @@ def copies(
         if not own_forward:
             _require_tensors(batch, index)
         for tensor in tensors_of(batch):
+            _require_plain(tensor, index)
             if tensor.is_floating_point() and not _finite(tensor):
                 raise ValueError(f"calibration: batch {index} holds NaN or infinity")
         yield index, copied(batch, device)
+
+
+def _require_plain(tensor: torch.Tensor, index: int) -> None:
+    """Refuse a tensor that cannot be looked at: without values, sparse, nested, or of few bits."""
+    kind = ""
+    if tensor.is_meta:
+        kind = "one on the meta device"
+    elif tensor.is_nested:
+        kind = "a nested one"
+    elif tensor.layout != torch.strided:
+        kind = f"one of layout {tensor.layout}"
+    elif tensor.is_floating_point() and tensor.itemsize == 1:
+        kind = f"one of {tensor.dtype}"
+    if kind:
+        raise TypeError(f"calibration: expected dense tensors in batch {index}; got {kind}")
 
 
 def _finite(tensor: torch.Tensor) -> bool:

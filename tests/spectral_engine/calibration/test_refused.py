@@ -1,5 +1,6 @@
 """What is no batch for a model is refused by a message that names the way out; masks are not."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -114,3 +115,26 @@ def test_moments_of_a_wrapped_model_are_the_models(wrap):
     se.prune(wrap(wrapped), "wanda", 0.5, calibration=batches)
     for one in (through, wrapped):
         assert torch.equal(one.third.weight, plain.third.weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x.to("meta"), "batch 0; got one on the meta device"),
+        (lambda x: x.to_sparse(), "batch 0; got one of layout torch.sparse_coo"),
+        (lambda x: x.to_sparse_csr(), "batch 0; got one of layout torch.sparse_csr"),
+        (lambda x: x.to(torch.float8_e4m3fn), "batch 0; got one of torch.float8_e4m3fn"),
+        (lambda x: torch.nested.nested_tensor([x, x]), "batch 0; got a nested one"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_cannot_be_looked_at(make, message):
+    """Catches a raw error of torch, of a meta, sparse, nested or eight-bit batch."""
+    with pytest.raises(TypeError, match=message):
+        se.calibrate(Mlp(), [make(torch.ones(3, 12))])
+
+
+def test_a_scalar_of_numpy_is_no_batch():
+    """Catches a scalar that is taken for a sequence because it can be indexed."""
+    with pytest.raises(TypeError, match="calibration: expected batches; got int64"):
+        se.calibrate(Mlp(), np.int64(3))
