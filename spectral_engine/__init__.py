@@ -40,7 +40,7 @@ from spectral_engine.recipe.refits import (
     SpectralRefit,
 )
 from spectral_engine.recipe.select import Select
-from spectral_engine.sparsifying.report import Sparsified, SparsifyReport
+from spectral_engine.sparsifying.report import Sparsified, SparsifyReport, SparsityMissed
 from spectral_engine.sparsifying.sparsify import sparsify
 from spectral_engine.spectral.api import Spectrum, spectra, spectrum
 from spectral_engine.spectral.compare import Comparison, LayerErrors, compare
@@ -99,6 +99,7 @@ __all__ = [
     "SparseLinear",
     "Sparsified",
     "SparsifyReport",
+    "SparsityMissed",
     "Spectra",
     "Spectral",
     "SpectralRefit",

@@ -30,6 +30,7 @@ class LayerReport:
     None where they were not asked for. shared_with are the other names of the same weight.
     requested: the sparsity that was asked of this layer, its share of the budget.
     recipe: the index of its recipe among those of the report.
+    missed: whether a draw missed its budget; see `SparsifyReport`.
     samples: calibration inputs seen; None without, and then `uncalibrated` says why if some were
     given. few: what was seen, where not every batch reached the layer, or its samples are fewer
     than its input features.
@@ -53,6 +54,7 @@ class LayerReport:
     few: str | None = None
     requested: float | None = None
     recipe: int = 0
+    missed: bool = False
 
 
 def layer_report(
@@ -80,6 +82,7 @@ def layer_report(
         few=few,
         requested=report.requested,
         recipe=recipe,
+        missed=report.missed,
     )
 
 
@@ -211,6 +214,9 @@ class PruneReport:
             named = sorted((layer for layer in self.layers if reason_of(layer)), key=reason_of)
             for reason, layers in groupby(named, key=reason_of):
                 yield plain_text(f"{what}, {reason}: {_shortened([x.name for x in layers])}")
+        missed = [layer.name for layer in self.layers if layer.missed]
+        if missed:
+            yield plain_text(f"missed their budget, scores too far apart: {_shortened(missed)}")
         for pattern in self.unmatched:
             yield plain_text(f"matched no weight: {pattern}")
         for note in self.notes:

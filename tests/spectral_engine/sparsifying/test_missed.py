@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-from spectral_engine.sparsifying.report import SparsityMissed
 
 
 def wide() -> np.ndarray:
@@ -18,14 +17,18 @@ def wide() -> np.ndarray:
 
 def test_a_missed_budget_warns():
     """Catches a matrix, or a layer, that keeps half of what was asked for without a word."""
-    with pytest.warns(SparsityMissed, match=r"shape \(24, 64\): \d+ entries .*768 were asked for"):
+    with pytest.warns(
+        se.SparsityMissed, match=r"shape \(24, 64\): \d+ entries .*768 were asked for"
+    ):
         out = se.sparsify(wide(), "randomized", 0.5)
     assert out.report.missed
     assert out.report.to_dict()["missed"] is True
     model = nn.Sequential(nn.Linear(64, 24, dtype=torch.float64))
     model[0].weight.data.copy_(torch.from_numpy(wide()))
-    with pytest.warns(SparsityMissed):
-        se.prune(model, "randomized", 0.5)
+    with pytest.warns(se.SparsityMissed):
+        report = se.prune(model, "randomized", 0.5)
+    assert report.layers[0].missed
+    assert "missed their budget, scores too far apart: 0.weight" in str(report)
 
 
 def test_a_reached_budget_does_not_warn():
