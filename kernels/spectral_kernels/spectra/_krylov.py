@@ -25,28 +25,27 @@ from spectral_kernels.spectra._arrays import Array, Namespace, test_matrix
 from spectral_kernels.spectra._operators import Operator
 from spectral_kernels.spectra._orthonormal import orthonormalise
 
-#: How many machine epsilons of the largest value the rounding of a value is, above the noise.
+#: The rounding error of a value beside the noise, in machine epsilons of the largest value.
 ROUNDING = 8
 #: The slowest convergence that the error estimate believes in: a factor a half step.
 SLOWEST = 0.95
-#: Changes over one product, and over two, that are looked at before an estimate from them is
-#: believed: in a nearly flat spectrum the first ones are of second order, and small whatever the
-#: error.
+#: How many changes of the values, over one product and over two, an estimate needs before it is
+#: believed. In a nearly flat spectrum the first changes are small, whatever the error.
 CHANGES = {1: 3, 2: 2}
-#: Products from which on the values are looked at after every second one.
+#: From this many products on, the values are looked at after every second one.
 SPARSE = 16
 #: What the estimate is multiplied by. In 2,016 runs (56 spectra, ranks 4 to 100, tolerances 1e-2 to
 #: 1e-5, blocks of the default size, two seeds) 25 errors were above the tolerance: one by a fifth,
 #: 24 where somewhat more values than a wide block has columns lie within .1 to 5 % of each other,
 #: by .08 to .38 of what these differ. A plain extrapolation had twenty in a hundred of 550 others.
 SAFETY = 2.0
-#: The whole matrix is factored instead where it has fewer columns than SMALL (wider) blocks, or
-#: once the space holds the share ROOM of them.
+#: The whole matrix is factored where it has fewer columns than SMALL blocks (of the wider size), or
+#: once the space holds this share, ROOM, of its columns.
 SMALL = 6
 ROOM = 0.75
-#: A block of b columns sees at most b copies of a value; b values closer together than this share
-#: of the largest may hide more. A space was seen to miss copies, or to find them only after the
-#: others had come to rest, where b values were within 5e-4.
+#: A block of b columns finds at most b copies of a value. Where b values lie closer together than
+#: this share of the largest, there may be more of them. Copies were seen missed, or found only
+#: after the others had settled, where b values were within 5e-4.
 CROWDED = 5e-3
 
 

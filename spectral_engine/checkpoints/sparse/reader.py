@@ -128,10 +128,6 @@ class CompressedFile(CheckpointFile):
         """The form in which a tensor is stored, or "dense"."""
         return self._form.get(name, "dense")
 
-    def stored_bytes(self, name: str) -> int:
-        """How many bytes a tensor takes in this file, headers aside."""
-        return sum(self.stored.bytes_of(one) for one in self.stored_names(name))
-
     def stored_names(self, name: str) -> list[str]:
         """The names under which the file holds a tensor or its parts."""
         if name not in self._form:
