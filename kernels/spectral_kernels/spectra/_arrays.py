@@ -48,14 +48,18 @@ def working_dtype(xp: Namespace, dtype: Any, name: str) -> Any:
     return getattr(xp, WORKING_DTYPE[kind])
 
 
-def as_matrices(xp: Namespace, A: Array, name: str) -> Array:
-    """`A` (..., m, n) in its working precision, uncopied where it has it already."""
+def as_matrices(xp: Namespace, A: Array, name: str, *, widen: bool = True) -> Array:
+    """`A` (..., m, n) in its working precision, uncopied where it has it already.
+
+    Without `widen` it stays in its own precision, which is checked all the same.
+    """
     A = A.detach() if array_api_compat.is_torch_array(A) else xp.asarray(A)
     if A.ndim < 2 or 0 in A.shape:
         raise ValueError(
             f"{name}: expected shape (..., m, n) with no empty dimension; got {tuple(A.shape)}"
         )
-    return xp.astype(A, working_dtype(xp, A.dtype, name), copy=False)
+    dtype = working_dtype(xp, A.dtype, name)
+    return xp.astype(A, dtype, copy=False) if widen else A
 
 
 def to_host(x: Array) -> NDArray[Any]:
@@ -69,7 +73,8 @@ def to_host(x: Array) -> NDArray[Any]:
 def largest_entries(xp: Namespace, A: Array, name: str) -> NDArray[np.floating]:
     """max |A_ij| of each matrix of (..., m, n), on the host; ValueError on NaN or infinity."""
     # The maximum of |A| would write a second A; two reductions only read it.
-    high, low = (to_host(reduce(A, axis=(-2, -1))) for reduce in (xp.max, xp.min))
+    dtype = working_dtype(xp, A.dtype, name)  # NumPy has no bfloat16
+    high, low = (to_host(xp.astype(reduce(A, axis=(-2, -1)), dtype)) for reduce in (xp.max, xp.min))
     finite = np.isfinite(high) & np.isfinite(low)
     if not finite.all():
         index = tuple(int(i) for i in np.argwhere(~finite)[0])

@@ -1,13 +1,21 @@
 """A matrix as its two products, x -> A x and y -> A^T y, brought to unit scale."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial, reduce
+from typing import Any
 
 import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_kernels.spectra._arrays import Array, Namespace, unit_scales
+from spectral_kernels.spectra._arrays import Array, Namespace, unit_scales, working_dtype
+
+#: A matrix of half precision is widened in at most so many panels of rows, each of at least so many
+#: entries: 2 MiB, so that small matrices are one panel.
+PANELS = 64
+PANEL_ENTRIES = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,41 @@ class Operator:
 
 
 def matrix(xp: Namespace, A: Array, largest: NDArray[np.floating]) -> Operator:
-    """The operator of a dense A (..., m, n) whose largest entries are near `largest` (...)."""
-    transposed = xp.matrix_transpose(A)
+    """The operator of a dense A (..., m, n) whose largest entries are near `largest` (...).
+
+    Libraries multiply float32 by float32: a float16 or bfloat16 A is widened a panel of rows at a
+    time, so that no copy of it is held.
+    """
+    dtype, device = working_dtype(xp, A.dtype, "A"), array_api_compat.device(A)
     first, second = (
-        xp.asarray(scale[..., None, None], dtype=A.dtype, device=array_api_compat.device(A))
+        xp.asarray(scale[..., None, None], dtype=dtype, device=device)
         for scale in unit_scales(largest)
     )
+    if A.dtype != dtype:
+        like = xp.empty((1,), dtype=dtype, device=device)
+        forward, adjoint = partial(_by_panels, xp, A, dtype), partial(_sum_of_panels, xp, A, dtype)
+        return Operator(xp, tuple(A.shape), forward, adjoint, first, second, like)
+    transposed = xp.matrix_transpose(A)
     return Operator(
         xp, tuple(A.shape), lambda V: A @ V, lambda U: transposed @ U, first, second, like=A
     )
+
+
+def _panels(xp: Namespace, A: Array, dtype: Any) -> Iterator[tuple[slice, Array]]:
+    """Runs of rows of A (..., m, n), each in the working precision."""
+    m, n = A.shape[-2:]
+    step = max(-(-m // PANELS), PANEL_ENTRIES // n, 1)
+    for start in range(0, m, step):
+        rows = slice(start, min(start + step, m))
+        yield rows, xp.astype(A[..., rows, :], dtype)
+
+
+def _by_panels(xp: Namespace, A: Array, dtype: Any, V: Array) -> Array:
+    """A V."""
+    return xp.concat([panel @ V for _, panel in _panels(xp, A, dtype)], axis=-2)
+
+
+def _sum_of_panels(xp: Namespace, A: Array, dtype: Any, U: Array) -> Array:
+    """A^T U, summed over the panels in their order."""
+    parts = (xp.matrix_transpose(panel) @ U[..., rows, :] for rows, panel in _panels(xp, A, dtype))
+    return reduce(operator.add, parts)

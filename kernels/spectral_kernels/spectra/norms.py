@@ -55,8 +55,7 @@ def spectral_norm(
         seed, stream: where in the project's random stream the test matrix lies.
 
     Returns:
-        The norm of each matrix, found from below, and an estimate of its error. A float16 or
-        bfloat16 A is held once more meanwhile, in float32.
+        The norm of each matrix, found from below, and an estimate of its error.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
@@ -67,7 +66,7 @@ def spectral_norm(
     5.0
     """
     xp = namespace(A, "A")
-    A = as_matrices(xp, A, "A")
+    A = as_matrices(xp, A, "A", widen=False)
     require_seed(seed, stream)
     tolerance = require_tolerance(tolerance)
     with full_precision(xp):

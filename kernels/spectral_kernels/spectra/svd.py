@@ -114,8 +114,7 @@ def randomized_svd(
     lie within a few per cent of each other, and apart by more than the tolerance.
 
     Memory beside A: the Krylov space, m + n numbers for each column of each block, and a few blocks
-    more. Of a float16 or bfloat16 A also a copy in float32, twice A's bytes, since libraries
-    multiply float32 by float32.
+    more. A float16 or bfloat16 A is widened to float32 a panel of rows at a time.
 
     Source: Musco and Musco, NeurIPS 2015, algorithm 2; Tropp and Webber 2023.
 
@@ -137,7 +136,7 @@ def randomized_svd(
     if library != "own":
         raise ValueError(f"library: expected 'own' or 'cupy'; got {library!r}")
     xp = namespace(A, "A")
-    A = as_matrices(xp, A, "A")
+    A = as_matrices(xp, A, "A", widen=False)
     m, n = A.shape[-2:]
     columns = min(m, n)
     rank = positive_integer(rank, "rank", at_most=columns, meaning="min(m, n)")
@@ -170,7 +169,7 @@ def randomized_svd(
             stream=stream,
         )
         U, S, V, error, iterations = _leading(operator, spec)
-        first = test_matrix(xp, (columns, 1), seed, stream, column_offset=0, like=A)
+        first = test_matrix(xp, (columns, 1), seed, stream, column_offset=0, like=operator.like)
         negative = xp.sum(V * first, axis=-2, keepdims=True) < 0
         U, V = (xp.where(negative, -X, X) for X in (U, V))
         S, error = (operator.unscale(x) for x in (S, error))

@@ -42,16 +42,16 @@ for name, run in RUNS.items():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize(("dtype", "copies"), [("float32", 0.0), ("bfloat16", 2.0)])
-def test_what_is_held_beside_the_matrix(dtype: str, copies: float) -> None:
-    """A copy of a float32 matrix, or two of a bfloat16 one: |A|, a scaled A, a transposed A.
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 0.05), ("bfloat16", 0.2)])
+def test_what_is_held_beside_the_matrix(dtype: str, share: float) -> None:
+    """A copy of the matrix: |A|, a scaled A, a transposed A, a bfloat16 A in float32.
 
-    A bfloat16 matrix is held once in float32, which is twice its bytes; the Krylov space of these
-    calls is under 5 % of A in float32, 10 % in bfloat16.
+    The Krylov space of these calls is under 5 % of A in float32, 10 % in bfloat16, of which a panel
+    in float32 is 6 % more.
     """
     done = isolated(MEASURE, dtype)
     assert done.returncode == 0, done.stderr
     excess = {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
     assert set(excess) == {"svd", "norm"}
     for name, value in excess.items():
-        assert value <= copies + (0.05 if dtype == "float32" else 0.1), name
+        assert value <= share, name
