@@ -105,8 +105,7 @@ class SparseWeight(nn.Module):
             parts = {}
         self.settle()
         for part, given_part in parts.items():
-            own = self._buffers[part]
-            assert own is not None
+            own = self.get_buffer(part)
             tensor = given_part.to(own.dtype if part == forms.VALUES else given_part.dtype)
             if own.shape != tensor.shape or own.dtype != tensor.dtype or own.is_meta:
                 device = tensor.device if own.is_meta else own.device

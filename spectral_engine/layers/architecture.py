@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_engine.checkpoints.config import model_config
+from spectral_engine.checkpoints.config import ModelConfig
 
 #: What building a model of a strange configuration may raise.
 _ERRORS = (
@@ -20,16 +20,15 @@ _ERRORS = (
 )  # fmt: skip
 
 
-def model_of_folder(path: Path) -> tuple[nn.Module | None, str]:
+def model_of_folder(path: Path, config: ModelConfig) -> tuple[nn.Module | None, str]:
     """The model that config.json describes, on the meta device, and what is to be said of it.
 
     Args:
-        path: a checkpoint folder, or a file.
+        path: a checkpoint folder, or a file. config: what `model_config` says of it.
 
     Returns:
         The model and its class's name; or None, and why it is not known.
     """
-    config = model_config(path)
     if config.unknown is not None:
         return None, config.unknown
     name = config.architectures[0]

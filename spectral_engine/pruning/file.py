@@ -13,9 +13,8 @@ from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.selector import RecipeSelector
-from spectral_engine.matrix.errors import batch_errors
 from spectral_engine.pruning.plan import Candidate, Plan, share_out
-from spectral_engine.pruning.report import LayerReport, PruneReport, layer_report
+from spectral_engine.pruning.report import LayerReport, PruneReport, errors_of, layer_report
 from spectral_engine.pruning.tensors import TensorLayer, tensors_of
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
@@ -159,10 +158,7 @@ def _prune_in(
         out = sparsify_layer(matrices, layer.name, recipe, sparsity, seed=seed)
     except ValueError as error:
         raise ValueError(f"{plan.path}: tensor {layer.name!r}: {error}") from error
-    errors = None
-    if measure:
-        batch = layer.view.batch
-        errors = batch_errors(matrices, out.weight) if batch else out.report.errors
+    errors = errors_of(matrices, out) if measure else None
     row = layer_report(
         layer.name, layer.entries(weight), out.report, errors, layer.shared_with,
         recipe=plan.recipes.index(recipe),

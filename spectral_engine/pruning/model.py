@@ -18,10 +18,15 @@ from spectral_engine.layers.bias import add_to_bias, bias_of
 from spectral_engine.layers.find import Layer
 from spectral_engine.masking.mask import mask_of
 from spectral_engine.masking.model import keep_zeros
-from spectral_engine.matrix.errors import batch_errors
 from spectral_engine.pruning.batched import goes_together, sparsified_together
 from spectral_engine.pruning.plan import ModelPlan, plan_model
-from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport, layer_report
+from spectral_engine.pruning.report import (
+    CalibrationReport,
+    LayerReport,
+    PruneReport,
+    errors_of,
+    layer_report,
+)
 from spectral_engine.pruning.rollback import Save, restored_on_error
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
@@ -202,10 +207,7 @@ def _may_fail(plan: ModelPlan) -> bool:
 def _measured(plan: ModelPlan, one: Calibrated, out: Sparsified, measure: bool) -> LayerReport:
     """The row of a layer, before it is written."""
     layer = one.layer
-    errors = None
-    if measure:
-        batch = layer.view.batch
-        errors = batch_errors(layer.matrices(), out.weight) if batch else out.report.errors
+    errors = errors_of(layer.matrices(), out) if measure else None
     return layer_report(
         layer.name, layer.weight, out.report, errors, layer.shared_with,
         recipe=plan.recipes.index(plan.assigned[layer.name].recipe),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -17,9 +18,9 @@ from spectral_engine._util.checks import boolean, file_path
 from spectral_engine._util.text import as_text, plain_text
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.layers.find import Skipped
-from spectral_engine.matrix.errors import Errors
+from spectral_engine.matrix.errors import Errors, batch_errors
 from spectral_engine.recipe.recipe import Recipe
-from spectral_engine.sparsifying.report import SparsifyReport
+from spectral_engine.sparsifying.report import Sparsified, SparsifyReport
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ def layer_report(
         recipe=recipe,
         missed=report.missed,
     )
+
+
+def errors_of(matrices: torch.Tensor, out: Sparsified) -> Errors:
+    """The errors of a layer's sparse matrices, (m, n) or (b, m, n), before they are written."""
+    return batch_errors(matrices, out.weight) if matrices.ndim == 3 else out.report.errors
 
 
 @dataclass(frozen=True)

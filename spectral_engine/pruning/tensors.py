@@ -83,7 +83,8 @@ def tensors_of(checkpoint: Checkpoint) -> Tensors:
 
     Tensors of fewer than two dimensions are not spoken of.
     """
-    model, said = model_of_folder(checkpoint.path)
+    config = model_config(checkpoint.path)
+    model, said = model_of_folder(checkpoint.path, config)
     found = Tensors()
     found.note = (
         f"judged by names and shapes: {said}" if model is None else f"judged as layers of {said}"
@@ -91,7 +92,6 @@ def tensors_of(checkpoint: Checkpoint) -> Tensors:
     shared = _by_memory(checkpoint)
     companions = companions_of(checkpoint)
     known = {} if model is None else _layers_by_tensor(model, shared, checkpoint)
-    family = model_config(checkpoint.path).model_type
     strange = []
     for first, names in shared.items():
         reason = _reason_against(checkpoint, first, companions)
@@ -103,7 +103,7 @@ def tensors_of(checkpoint: Checkpoint) -> Tensors:
             found.left += [one for one in seen if isinstance(one, Skipped)]
         else:
             strange.append(first)
-            _judge_by_name(found, first, names, checkpoint.shape(first), family)
+            _judge_by_name(found, first, names, checkpoint.shape(first), config.model_type)
     if model is not None and strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         found.note += f"; by names and shapes: {', '.join(strange[:3])}{more}"
