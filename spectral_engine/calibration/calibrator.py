@@ -40,7 +40,13 @@ from spectral_engine.calibration.forward import Hook, ending, evaluating, requir
 from spectral_engine.calibration.inputs import Call, flat
 from spectral_engine.calibration.positions import Positions, Sample, rows_taken
 from spectral_engine.calibration.replay import Replay
-from spectral_engine.calibration.request import Calibration, Request
+from spectral_engine.calibration.request import (
+    UNREACHED,
+    Calibrated,
+    Calibration,
+    Part,
+    Request,
+)
 from spectral_engine.calibration.stages import (
     LONG,
     Stage,
@@ -59,26 +65,7 @@ from spectral_engine.calibration.stages import (
 )
 from spectral_engine.calibration.trace import Source, Trace
 from spectral_engine.layers.find import Layer
-from spectral_engine.matrix.moments import Accumulator, Moments
-
-#: Why a layer has no moments though its inputs could be seen.
-UNREACHED = "no batch reached it"
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A layer with its moments, or with the reason why it has none.
-
-    bias_correction: whether the layer's bias will be corrected; the moments are centred then.
-    few: what the layer saw, where not every batch reached it or there are fewer samples than input
-        features.
-    """
-
-    layer: Layer
-    moments: Moments | None
-    reason: str | None = None
-    bias_correction: bool = False
-    few: str | None = None
+from spectral_engine.matrix.moments import Accumulator
 
 
 @dataclass
@@ -95,6 +82,9 @@ class _Sum:
 class Calibrator:
     """Runs a model over calibration batches, and gives its layers with their moments, in order.
 
+    Args:
+        part: the part of the model that runs, if that is not all of it.
+
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came. Nothing of the
             model has changed then.
@@ -103,6 +93,7 @@ class Calibrator:
     model: nn.Module
     requests: Sequence[Request]
     calibration: Calibration
+    part: Part | None = None
     _batches: Sequence[Any] = field(init=False, repr=False)
     _passes: list[list[Stage]] = field(init=False, repr=False)
     _hidden: list[Calibrated] = field(init=False, repr=False)
@@ -115,7 +106,8 @@ class Calibrator:
     _seconds: list[float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require_loaded(self.model)
+        for root in self._roots:
+            require_loaded(root)
         self._run = self.calibration.forward or call
         self._batches = held(self.calibration.batches)
         self._positions = Positions(self.model, self.calibration.positions)
@@ -139,14 +131,19 @@ class Calibrator:
                 self._look(to_the_end=True)
                 self._arrange()
         self._require_memory()
-        if self._forward_seconds() > LONG and not self._traced_all:
+        if self.part is None and self._forward_seconds() > LONG and not self._traced_all:
             self._look(to_the_end=False)  # one more: the first is slower than the others
-        say_if_long(
-            self._passes,
-            self.calibration.max_samples,
-            self._forward_seconds(),
-            self.calibration.asymmetric,
-        )
+        if self.part is None:  # who runs a model in parts says how long all of it takes
+            say_if_long(
+                self._passes,
+                self.calibration.max_samples,
+                self._forward_seconds(),
+                self.calibration.asymmetric,
+            )
+
+    @property
+    def _roots(self) -> Sequence[nn.Module]:
+        return [self.model] if self.part is None else self.part.modules
 
     @property
     def bytes(self) -> int:
@@ -229,7 +226,8 @@ class Calibrator:
         """For the model, and the dense one if there is one, in the memory that moments leave."""
         models = [self.model] if dense is None else [self.model, dense]
         left = self.calibration.max_bytes - self.bytes if len(self._passes) > 1 else 0
-        return [Replay(model, left // len(models)) for model in models]
+        roots = None if self.part is None else self.part.modules
+        return [Replay(model, left // len(models), roots) for model in models]
 
     def _without(self) -> Iterator[Calibrated]:
         yield from self._hidden
@@ -381,8 +379,8 @@ class Calibrator:
 
     def _copies(self, start: int = 0) -> Iterator[tuple[int, Any]]:
         """Copies of the batches from number `start` on, on the model's device."""
-        parameter = next(self.model.parameters(), None)
-        device = None if parameter is None else parameter.device
+        parameters = (parameter for root in self._roots for parameter in root.parameters())
+        device = next((parameter.device for parameter in parameters), None)
         own_forward = self.calibration.forward is not None
         batches = islice(self._batches, start, None)
         for index, batch in copies(batches, device, own_forward, start):
@@ -391,6 +389,8 @@ class Calibrator:
 
     def _forward(self, model: nn.Module, index: int, batch: Any) -> None:
         """Run a model over a batch, which a hook may end."""
+        if self.part is not None:
+            self.part.see(index)
         try:
             until_end(partial(self._run, model, batch))
         except Exception as error:

@@ -51,6 +51,20 @@ def hooked(module: nn.Module, hook: Hook, after: bool = False) -> Iterator[None]
 
 
 @contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Calls of the module run this function in place of its own forward; its hooks stay."""
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = own
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, every module called; afterwards all is as it was.
 

@@ -6,9 +6,15 @@ from typing import Any
 from torch import nn
 
 from spectral_engine.calibration.batches import Forward
-from spectral_engine.calibration.calibrator import Calibrated, Calibrator
+from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.positions import PositionRule
-from spectral_engine.calibration.request import MAX_BYTES, MAX_SAMPLES, Calibration, Request
+from spectral_engine.calibration.request import (
+    MAX_BYTES,
+    MAX_SAMPLES,
+    Calibrated,
+    Calibration,
+    Request,
+)
 from spectral_engine.calibration.stages import Stage, corrects_bias, held_bytes
 from spectral_engine.layers.find import Layer, layers_to_prune
 from spectral_engine.layers.selector import Selector

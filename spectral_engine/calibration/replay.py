@@ -12,7 +12,7 @@ pass, what layers see with and without the outputs that are kept.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from spectral_engine.calibration.batches import copied, tensors_of
-from spectral_engine.calibration.forward import hooked
+from spectral_engine.calibration.forward import forward_replaced, hooked
 from spectral_engine.calibration.trace import Source
 
 #: A module, and which of its calls in a batch.
@@ -31,8 +31,11 @@ _Call = tuple[int, int]
 class Replay:
     """Outputs of a model's modules, by batch, in at most so many bytes."""
 
-    def __init__(self, model: nn.Module, max_bytes: int) -> None:
-        self._model, self._left = model, max_bytes
+    def __init__(
+        self, model: nn.Module, max_bytes: int, roots: Sequence[nn.Module] | None = None
+    ) -> None:
+        """Keeps what modules inside the model give, or those inside some `roots` of it."""
+        self._model, self._left, self._roots = model, max_bytes, roots or [model]
         self._kept: dict[int, dict[_Call, tuple[Any, list[_Call]]]] = {}
         self._here: dict[_Call, tuple[Any, list[_Call]]] = {}
         self._calls: Counter[int] = Counter()
@@ -60,9 +63,10 @@ class Replay:
             modules = {source.name: self._model.get_submodule(source.name) for source in unfinished}
             for module in modules.values():
                 stack.enter_context(hooked(module, self._reached))
-            for module in list(self._model.modules())[1:]:
+            for module in (inside for root in self._roots for inside in list(root.modules())[1:]):
                 if not isinstance(module, torch.jit.ScriptModule):
-                    stack.enter_context(self._wrapped(module))
+                    forward = self._keeping(module, module.forward)
+                    stack.enter_context(forward_replaced(module, forward))
             yield
 
     @contextmanager
@@ -78,18 +82,6 @@ class Replay:
 
     def _reached(self, *_: Any) -> None:
         self._final = False
-
-    @contextmanager
-    def _wrapped(self, module: nn.Module) -> Iterator[None]:
-        own = vars(module).get("forward")
-        vars(module)["forward"] = self._keeping(module, module.forward)
-        try:
-            yield
-        finally:
-            if own is None:
-                del vars(module)["forward"]
-            else:
-                vars(module)["forward"] = own
 
     def _keeping(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)

@@ -1,15 +1,17 @@
-"""What is asked of a calibration: how it is run, and for which layers."""
+"""What is asked of a calibration: how it is run, and for which layers; and what it gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from spectral_engine._util.checks import boolean, integer
 from spectral_engine.calibration.batches import Forward, check_batches
 from spectral_engine.calibration.positions import PositionRule
 from spectral_engine.layers.find import Layer
+from spectral_engine.matrix.moments import Moments
 from spectral_engine.recipe.refits import Refit
 
 #: Bytes of moments, and of the working memory of a refit beside them, unless the caller says.
@@ -17,6 +19,8 @@ MAX_BYTES = 1 << 32
 #: Samples of a layer, unless the caller says: ten a feature for 6,500 features. From 2^13 on no
 #: convolutional or recurrent network and no transformer gained by more (docs/design.md).
 MAX_SAMPLES = 1 << 16
+#: Why a layer has no moments though its inputs could be seen.
+UNREACHED = "no batch reached it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,3 +105,35 @@ class Request(NamedTuple):
 
     layer: Layer
     refit: Refit | None
+
+
+class Part(Protocol):
+    """A part of a model that runs alone: its weights are loaded, and those of the rest may not be.
+
+    What is outside of it gives what it gave before, which depends on the batch.
+    """
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The modules that run, without those inside them."""
+        ...
+
+    def see(self, index: int) -> None:
+        """The next forward is over the batch of this number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A layer with its moments, or with the reason why it has none.
+
+    bias_correction: whether the layer's bias will be corrected; the moments are centred then.
+    few: what the layer saw, where not every batch reached it or there are fewer samples than input
+        features.
+    """
+
+    layer: Layer
+    moments: Moments | None
+    reason: str | None = None
+    bias_correction: bool = False
+    few: str | None = None

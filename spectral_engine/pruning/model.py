@@ -11,15 +11,15 @@ from torch import nn
 
 from spectral_engine._util.checks import boolean, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
-from spectral_engine.calibration.calibrator import Calibrated, Calibrator
+from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.input_moments import InputMoments
-from spectral_engine.calibration.request import Calibration, Request
+from spectral_engine.calibration.request import Calibrated, Calibration, Request
 from spectral_engine.layers.bias import add_to_bias, bias_of
 from spectral_engine.layers.find import Layer
 from spectral_engine.masking.mask import mask_of
 from spectral_engine.masking.model import keep_zeros
 from spectral_engine.pruning.batched import goes_together, sparsified_together
-from spectral_engine.pruning.plan import ModelPlan, plan_model
+from spectral_engine.pruning.plan import ModelPlan, Plan, plan_model
 from spectral_engine.pruning.report import (
     CalibrationReport,
     LayerReport,
@@ -106,10 +106,8 @@ def prune(
     guard = restored_on_error(done) if may_fail else nullcontext(_keep_nothing)
     try:
         with guard as save, reporting(progress, "pruning", len(plan.layers)) as show:
-            for one, out in _sparsified(plan, calibrated, seed):
-                row = _measured(plan, one, out, measure)
-                _write(one.layer, out, save)
-                done.append(one.layer)
+            for layer, row in pruned_layers(plan, calibrated, seed, measure, save):
+                done.append(layer)
                 report.layers.append(row)
                 show(row)
     finally:
@@ -147,8 +145,26 @@ def _calibrated(
 # Sparsify
 
 
+def pruned_layers(
+    plan: Plan, calibrated: Iterable[Calibrated], seed: int, measure: bool, save: Save
+) -> Iterator[tuple[Layer, LayerReport]]:
+    """Prune layers in place, in their order: each, once it is written, with its row.
+
+    Args:
+        plan: what is done to each. calibrated: they, with the moments of their inputs.
+        seed, measure: see `prune`. save: called with each parameter before it is changed.
+
+    Raises:
+        ValueError: names the layer, what was expected and what came.
+    """
+    for one, out in _sparsified(plan, calibrated, seed):
+        row = _measured(plan, one, out, measure)
+        _write(one.layer, out, save)
+        yield one.layer, row
+
+
 def _sparsified(
-    plan: ModelPlan, calibrated: Iterable[Calibrated], seed: int
+    plan: Plan, calibrated: Iterable[Calibrated], seed: int
 ) -> Iterator[tuple[Calibrated, Sparsified]]:
     """Each layer with its sparse matrices; those that a device takes together go so."""
     gathered = [] if isinstance(calibrated, Calibrator) else list(calibrated)
@@ -164,7 +180,7 @@ def _sparsified(
         yield one, _without_masked(one.layer, out)
 
 
-def _sparsify_one(plan: ModelPlan, one: Calibrated, seed: int) -> Sparsified:
+def _sparsify_one(plan: Plan, one: Calibrated, seed: int) -> Sparsified:
     layer = one.layer
     recipe, sparsity = plan.assigned[layer.name]
     if recipe.refit is not None and recipe.refit.bias_correction and not one.bias_correction:
@@ -204,7 +220,7 @@ def _may_fail(plan: ModelPlan) -> bool:
     return False
 
 
-def _measured(plan: ModelPlan, one: Calibrated, out: Sparsified, measure: bool) -> LayerReport:
+def _measured(plan: Plan, one: Calibrated, out: Sparsified, measure: bool) -> LayerReport:
     """The row of a layer, before it is written."""
     layer = one.layer
     errors = errors_of(layer.matrices(), out) if measure else None

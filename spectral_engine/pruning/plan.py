@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from spectral_kernels import check_divides
 from torch import nn
 
@@ -61,27 +63,35 @@ class ModelPlan(Plan):
 
 
 def plan_model(
-    model: nn.Module, recipes: Sequence[Recipe], targets: Any = None, ignore: Any = None
+    model: nn.Module,
+    recipes: Sequence[Recipe],
+    targets: Any = None,
+    ignore: Any = None,
+    load: Callable[[Layer], torch.Tensor] | None = None,
 ) -> ModelPlan:
     """The plan for a model, all of whose weights are checked; nothing of it is changed.
 
     Args:
         model: see `prune`. recipes: at least one; the first that selects a weight is its recipe.
         targets, ignore: narrow what the recipes select.
+        load: gives a layer's matrices, for a model whose weights are elsewhere: only those are
+            read whose values a budget depends on, and none is checked.
 
     Raises:
         TypeError, ValueError: name the argument or the weight, what was expected and what came.
     """
     selector = RecipeSelector(recipes, targets, ignore)
     layers, skipped = layers_to_prune(model, selector, splits_of(recipes))
-    require_ready(layers, {id(mask.parameter) for mask in masks(model).values()})
+    if load is None:
+        require_ready(layers, {id(mask.parameter) for mask in masks(model).values()})
     candidates = []
     for layer in layers:
         shape = layer.matrices().shape
         recipe = selector.recipe_of(layer.called, layer.classes, layer.view.opt_in)
         candidates.append(
             Candidate(
-                layer.name, layer.matrices, tuple(layer.weight.shape), (shape[-2], shape[-1]),
+                layer.name, layer.matrices if load is None else partial(load, layer),
+                tuple(layer.weight.shape), (shape[-2], shape[-1]),
                 shape[0] if layer.view.batch else 1, recipe,
             )
         )  # fmt: skip
