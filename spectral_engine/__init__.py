@@ -18,6 +18,7 @@ from spectral_engine.compression.file import compress_file, decompress_file
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
 from spectral_engine.compression.model import compress, decompress
 from spectral_engine.compression.report import CompressedWeight, CompressReport
+from spectral_engine.distributed.groups import share_work
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.views import View, register_layer
 from spectral_engine.masking.mask import Mask
@@ -127,6 +128,7 @@ __all__ = [
     "prune_file",
     "register_layer",
     "save_recipes",
+    "share_work",
     "sparsify",
     "spectra",
     "spectrum",

@@ -24,8 +24,9 @@ ROOTS = {
 #: The rooms of each package, the lowest first: a room imports only those before it.
 ORDER = {
     "spectral_engine": (
-        "_util", "checkpoints", "recipe", "matrix", "layers", "masking", "refitting", "sparsifying",
-        "calibration", "pruning", "spectral", "training", "profiling", "compression", "demo", "cli",
+        "_util", "distributed", "checkpoints", "recipe", "matrix", "layers", "masking", "refitting",
+        "sparsifying", "calibration", "pruning", "spectral", "training", "profiling", "compression",
+        "demo", "cli",
     ),
     "spectral_kernels": (
         "_validation", "_numba", "reference", "spectra", "backends", "call", "product",

@@ -315,7 +315,7 @@ class Calibrator:
     ) -> Hook:
         """A hook that adds a call's inputs to the sums."""
         layer, inputs = one.stage.layers[0], source.inputs
-        n = layer.matrices().shape[-1]
+        n = layer.matrix_shape[-1]
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
             found = inputs.find(Call(args, kwargs, output))

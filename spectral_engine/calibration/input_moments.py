@@ -87,7 +87,7 @@ class InputMoments:
                 f"which there are {len(self.moments) + len(self.unseen)}"
             )
         moments = self.moments.get(layer.name)
-        shape = layer.matrices().shape
+        shape = layer.matrix_shape
         expected = (*shape[:-2], shape[-1], shape[-1])
         if moments is not None and tuple(moments.second.shape) != expected:
             raise ValueError(

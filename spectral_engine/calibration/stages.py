@@ -3,6 +3,7 @@
 Layers that see the same inputs, such as query, key and value, make one stage.
 """
 
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -118,9 +119,9 @@ def corrects_bias(layer: Layer, refit: Refit | None) -> bool:
 
 def features_of(stage: Stage) -> tuple[int, int | None, torch.dtype, torch.device]:
     """(n, matrices of the batch or None, dtype, device) of what a stage's inputs belong to."""
-    matrices = stage.layers[0].matrices()
-    batch = matrices.shape[0] if matrices.ndim == 3 else None
-    return matrices.shape[-1], batch, matrices.dtype, matrices.device
+    layer = stage.layers[0]
+    *batch, _, n = layer.matrix_shape
+    return n, batch[0] if batch else None, layer.parameter.dtype, layer.parameter.device
 
 
 def stage_bytes(stage: Stage) -> int:
@@ -181,7 +182,7 @@ def _most(sizes: list[tuple[int, int]]) -> int:
 def _weight_bytes(stage: Stage) -> int:
     """Bytes of the largest weight of a stage in the precision that refits work in."""
     itemsize = 8 if features_of(stage)[2] == torch.float64 else 4
-    return itemsize * max(layer.weight.numel() for layer in stage.layers)
+    return itemsize * max(math.prod(layer.shape) for layer in stage.layers)
 
 
 def forward_seconds(passes: int, batches: int, seconds: list[float]) -> float:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from spectral_engine.distributed.shards import gathered, here, is_sharded, own_part
 from spectral_engine.layers.find import Layer
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -21,9 +22,11 @@ def add_to_bias(layer: Layer, shift: torch.Tensor) -> None:
     bias = bias_of(layer)
     if bias is None:
         raise ValueError(f"bias_correction: expected a bias at {layer.name}; there is none")
-    found = bias.detach()
+    found = gathered(bias)
     places = _places(layer).to(found.device)
     found[places] = (found[places].double() + shift.reshape(-1).to(found.device)).to(found.dtype)
+    if is_sharded(bias):
+        here(bias).copy_(own_part(found, bias))
 
 
 def bias_of(layer: Layer) -> nn.Parameter | None:

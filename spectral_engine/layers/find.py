@@ -8,6 +8,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from spectral_engine.distributed.shards import (
+    gathered,
+    here,
+    is_sharded,
+    outline,
+    own_part,
+    settle,
+)
 from spectral_engine.layers.adapters import adapters_in, reason_against_adapter
 from spectral_engine.layers.names import named_modules, parameter_name
 from spectral_engine.layers.parts import Splits
@@ -48,9 +56,30 @@ class Layer:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The parameter as it is stored, or the part of it, detached."""
-        weight = self.parameter.detach()
+        """The parameter as it is stored, or the part of it, detached; a sharded one is gathered."""
+        weight = gathered(self.parameter)
         return self.entries(weight) if self.view.part else weight
+
+    @property
+    def outline(self) -> torch.Tensor:
+        """What has the shape and the dtype of `weight`; of a sharded one without its values."""
+        whole = outline(self.parameter)
+        return self.entries(whole) if self.view.part else whole
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of `weight`, which is not gathered for it."""
+        return tuple(self.outline.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """The shape of `matrices()`, which are not gathered for it."""
+        return tuple(self.as_matrices(outline(self.parameter)).shape)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds but a part of the parameter."""
+        return is_sharded(self.parameter)
 
     def entries(self, like: torch.Tensor) -> torch.Tensor:
         """The layer's own entries of a tensor shaped as its parameter; a view of its memory."""
@@ -59,9 +88,10 @@ class Layer:
     def matrices(self) -> torch.Tensor:
         """The weight as a matrix (m, n), or a batch (b, m, n); rows are output features.
 
-        Detached, and shares the parameter's memory where its layout allows.
+        Detached, and shares the parameter's memory where its layout allows. Of a sharded parameter
+        it is the whole, which all processes gather.
         """
-        return self.as_matrices(self.parameter.detach())
+        return self.as_matrices(gathered(self.parameter))
 
     def as_matrices(self, like: torch.Tensor) -> torch.Tensor:
         """The layer's part of a tensor shaped as its parameter, shaped as `matrices()`."""
@@ -69,8 +99,17 @@ class Layer:
 
     def write(self, values: torch.Tensor) -> None:
         """Set the parameter's entries in place to `values`, shaped as `matrices()`."""
-        entries = self.entries(self.parameter.detach())
+        if not self.sharded:
+            entries = self.entries(self.parameter.detach())
+            entries.copy_(values.reshape(entries.shape))
+            return
+        whole = torch.empty(self.parameter.shape, dtype=values.dtype, device=values.device)
+        entries = self.entries(whole)
+        if entries.numel() < whole.numel():  # the other parts stay as they are
+            whole = gathered(self.parameter).to(values)
+            entries = self.entries(whole)
         entries.copy_(values.reshape(entries.shape))
+        here(self.parameter).copy_(own_part(whole, self.parameter))
 
 
 @dataclass(frozen=True)
@@ -122,7 +161,7 @@ class _Name:
         """Equal for two names under which the view's part is the same matrix, row by row."""
         if is_lazy(self.parameter) or self.hindrance is not None:
             return id(self.parameter)
-        weight = self.parameter.detach()
+        weight = outline(self.parameter)
         same = [one for one in self.views if one.part == view.part]
         entries = same[0].of(weight) if same else weight
         shape, stride, rows = entries.shape, entries.stride(), 1 + view.batch
@@ -165,6 +204,7 @@ def find_layers(
             plain memory (see `obstacle`), except with `every`, which skips it.
     """
     splits = Splits(split)
+    settle(model)
     adapters, flat = adapters_in(model), is_sharded_flat(model)
     wrapped = {id(module): name for name, module in model.named_modules()}
     shared: dict[Hashable, list[_Name]] = {}
@@ -282,6 +322,8 @@ def _check(view: View, parameter: nn.Parameter, name: str) -> None:
     if is_lazy(parameter):
         return
     weight = parameter.detach()
+    if is_sharded(parameter):  # seen in memory that nobody writes to
+        weight = torch.empty(parameter.shape, dtype=parameter.dtype)
     try:
         entries = view.of(weight)
     except (RuntimeError, IndexError) as error:

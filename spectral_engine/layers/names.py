@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from spectral_engine.distributed.shards import settle
+
 #: Children that only a wrapper has, under names that nothing else uses.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 #: torch's wrappers that call the model inside plainly "module".
@@ -44,6 +46,7 @@ def named_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter of a model under each of its names, wrappers left out of the names."""
+    settle(model)
     return {
         parameter_name(name, local): parameter
         for name, module in named_modules(model)
@@ -54,6 +57,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer that a model saves, as `named_parameters` names them."""
+    settle(model)
     return {
         parameter_name(name, local): tensor
         for name, module in named_modules(model)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from spectral_engine._util.globs import matches
+from spectral_engine.distributed.shards import outline
 from spectral_engine.layers.views import View, split_view
 
 
@@ -73,7 +74,7 @@ def _parts(view: View, parts: Any, parameter: nn.Parameter, full: str) -> list[V
         return [view]  # refused by `require_ready`
     if view.batch:
         raise ValueError(f"split: expected one matrix; {full} is a batch of them")
-    rows = view.of(parameter.detach()).shape[0]
+    rows = view.of(outline(parameter)).shape[0]
     sizes = dict(parts) if isinstance(parts, Mapping) else dict.fromkeys(parts, rows // len(parts))
     if sum(sizes.values()) != rows:
         raise ValueError(

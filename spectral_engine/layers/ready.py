@@ -6,6 +6,7 @@ import torch
 from spectral_kernels import check_weight
 from torch.nn.parameter import is_lazy
 
+from spectral_engine.distributed.shards import gathered
 from spectral_engine.layers.find import Layer
 from spectral_engine.layers.storage import require_writable
 
@@ -34,7 +35,7 @@ def require_ready(layers: Sequence[Layer], masked: Container[int] = ()) -> None:
             )
         if weight.is_meta:
             raise ValueError(f"model: {layer.name} is on the meta device; load its weights first")
-        entries = layer.entries(weight.detach())
+        entries = layer.entries(gathered(weight))
         check_weight(entries, f"model: {layer.name}")
         low, high = torch.aminmax(entries)
         if not (bool(low >= -LARGEST) and bool(high <= LARGEST)):

@@ -1,13 +1,16 @@
 """How a weight lies in memory: whether it can be changed in place, what else is the same memory.
 
-A weight is read, pruned and masked entry by entry, in place. That needs strided memory of its own;
-quantised, sharded and sparse tensors have none, and are refused here with their kind and a way out.
+A weight is read, pruned and masked entry by entry, in place. That needs strided memory of its own,
+or for a sharded weight of each process's part; quantised and sparse tensors have none, and are
+refused here with their kind and a way out.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch.nn.parameter import is_lazy
+
+from spectral_engine.distributed.shards import here, is_sharded, obstacle_to_gathering
 
 _IGNORE = "or name it in ignore"
 
@@ -21,13 +24,17 @@ def obstacle(weight: torch.Tensor) -> str | None:
     Returns:
         Its kind, and what can be done: "is a DTensor, ...".
     """
+    if hasattr(weight, "ds_id"):
+        return (
+            "is partitioned by DeepSpeed ZeRO-3, which is not supported; prune the model before "
+            f"deepspeed.initialize, or as it is saved by zero_to_fp32, {_IGNORE}"
+        )
     kind = type(weight)
+    if is_sharded(weight):
+        found = obstacle_to_gathering(weight)
+        way_out = f"prune the model with its full weights, {_IGNORE}"
+        return None if found is None else f"{found}; {way_out}"
     if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        if kind.__name__ == "DTensor":
-            return (
-                "is a DTensor, as fully_shard and tensor parallelism make it, and sharded models "
-                f"are not supported; prune the model with its full weights, unsharded, {_IGNORE}"
-            )
         return (
             f"is of the class {kind.__name__}, without plain memory, as quantisation makes it; "
             f"prune it before, or put a plain tensor in its place (weight.dequantize()), {_IGNORE}"
@@ -41,9 +48,12 @@ def memory_of(weight: torch.Tensor) -> Hashable:
     """Equal for two tensors that are the same entries of the same memory, in whatever order.
 
     A weight and its transpose, or the same weight as (out, in) and as (out, in, 1, 1), are equal;
-    a weight and a slice of it are not. What has no memory of its own is equal to itself only.
+    a weight and a slice of it are not. What has no memory of its own is equal to itself only; so
+    is a sharded weight, of which some processes may have no memory.
     """
-    if is_lazy(weight) or weight.is_meta or obstacle(weight) or weight.data_ptr() == 0:
+    if is_lazy(weight) or weight.is_meta or obstacle(weight) or is_sharded(weight):
+        return id(weight)
+    if weight.data_ptr() == 0:
         return id(weight)
     return (weight.device, weight.data_ptr(), weight.dtype, axes(weight.shape, weight.stride()))
 
@@ -92,7 +102,8 @@ def require_writable(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
             memory, as `expand` makes them; or two that overlap without being equal.
     """
     known: dict[Hashable, tuple[str, torch.Tensor]] = {}
-    for name, weight in weights:
+    for name, parameter in weights:
+        weight = here(parameter)
         if weight.is_inference():
             raise ValueError(
                 f"model: {name} is an inference tensor, which cannot be changed in place; make or "
@@ -103,7 +114,7 @@ def require_writable(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
                 f"model: several entries of {name} are the same memory, as expand makes them, and "
                 f"cannot be changed one by one; put weight.contiguous() in its place, {_IGNORE}"
             )
-        known.setdefault(memory_of(weight), (name, weight))
+        known.setdefault(memory_of(parameter), (name, weight))
     _refuse_overlaps(known.values())
 
 

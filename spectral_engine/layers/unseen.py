@@ -10,8 +10,8 @@ from spectral_engine.layers.views import views_of
 
 #: What FullyShardedDataParallel makes of the weights that it holds.
 FLAT = (
-    "is held flat and in pieces by FullyShardedDataParallel, and sharded models are not supported; "
-    "prune the model with its full weights, unsharded, or name it in ignore"
+    "is held flat and in pieces by FullyShardedDataParallel, which is not supported; shard the "
+    "model by fully_shard instead, prune it with its full weights, or name it in ignore"
 )
 #: Parameters that torch's older hooks make a weight of, and the function that takes the hook away.
 _MADE_OF = {

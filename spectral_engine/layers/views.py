@@ -257,7 +257,7 @@ def _stores_inputs_first(module: nn.Module) -> bool:
     told = getattr(module, "is_transposed", None)
     if isinstance(told, bool):
         return told
-    if type(module).__name__ in _INPUT_FIRST:
+    if any(cls.__name__ in _INPUT_FIRST for cls in type(module).__mro__):
         return True
     into, out_of = module._parameters.get(_INTO), module._parameters.get(_OUT_OF)
     if into is None or out_of is None or is_lazy(into) or is_lazy(out_of):

@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral_engine.distributed.shards import is_sharded, own_part
 from spectral_engine.layers.storage import entries_as, obstacle
 from spectral_engine.masking.bits import pack
-from spectral_engine.masking.mask import Mask, Owners, clean_gradient
+from spectral_engine.masking.gradients import clean_gradient
+from spectral_engine.masking.mask import Mask, Owners
 
 #: Where a module keeps the masks of its own parameters, by local name.
 ATTRIBUTE = "_spectral_masks"
@@ -26,9 +28,9 @@ def put_masks(name: str, parameter: nn.Parameter, owners: Owners, kept: torch.Te
         name: of the parameter, for messages.
         parameter: which `kept` is shaped as; what is not kept is taken to be zero already.
         owners: all modules that hold it, or another parameter of its memory.
-        kept: boolean, True where an entry is kept.
+        kept: boolean, True where an entry is kept; of a sharded parameter the whole.
     """
-    packed = pack(kept)
+    packed, count = pack(own_part(kept, parameter)), int(kept.sum())
     made: dict[int, Mask] = {}
     by_parameter: dict[int, list[tuple[nn.Module, str]]] = {}
     for module, local in owners:
@@ -43,9 +45,10 @@ def put_masks(name: str, parameter: nn.Parameter, owners: Owners, kept: torch.Te
             if local in held:
                 held[local].release()
             if id(own) not in made:
-                bits = packed if entries is kept else pack(entries)
-                made[id(own)] = Mask(own, bits, name, holders)
-                clean_gradient(own, entries)
+                part = own_part(entries, own)
+                bits = packed if entries is kept else pack(part)
+                made[id(own)] = Mask(own, bits, count, name, holders)
+                clean_gradient(own, part)
             held[local] = made[id(own)]
             if _after_load not in module._load_state_dict_post_hooks.values():
                 module.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
@@ -70,8 +73,10 @@ def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
     for local, mask in held.items():
         parameter = module._parameters.get(local)
         if parameter is not None and parameter is not mask.parameter:
-            if parameter.shape != mask.shape or obstacle(parameter) is not None:
+            alike = parameter.shape == mask.shape
+            alike &= is_sharded(parameter) is is_sharded(mask.parameter)
+            if not alike or obstacle(parameter) is not None:
                 continue  # for `masks` and the next step to refuse
             mask.release()
-            held[local] = Mask(parameter, mask.packed, mask.name, [(module, local)])
+            held[local] = Mask(parameter, mask.packed, mask.kept, mask.name, [(module, local)])
         held[local].apply()

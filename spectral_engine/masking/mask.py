@@ -10,7 +10,9 @@ places, and there is a hook at each:
   `assign=True` has replaced.
 
 What no hook can keep is refused by name before the next step is taken, see `watch`: a parameter
-that was replaced or sharded, and pruned entries that other code has written to.
+that was replaced, or sharded after it was masked, and pruned entries that other code has written
+to. Of a parameter that is sharded already each process masks its own part; FSDP2 sets its gradient
+without the hook, so that it is zeroed before each step instead.
 """
 
 import copy
@@ -22,9 +24,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral_engine.distributed.groups import several_processes
+from spectral_engine.distributed.shards import here, is_sharded, like, own_part
 from spectral_engine.layers.storage import obstacle
 from spectral_engine.layers.unseen import FLAT
 from spectral_engine.masking.bits import pack, unpack, words
+from spectral_engine.masking.gradients import clean_gradient, sharded_alike, without_pruned
 from spectral_engine.masking.watch import active, watch_optimizers
 
 #: A parameter's names: modules that hold it, and what it is called there.
@@ -41,8 +46,8 @@ class Mask:
     Attributes:
         parameter: whose mask it is; a copy or a pickle of a model takes both along.
         packed: uint8, eight entries a byte in row-major order, the first in the lowest bit; 1 is
-            kept.
-        shape: of the parameter when it was masked.
+            kept. Of a sharded parameter (DTensor), that of the entries that this process holds.
+        shape: of the parameter when it was masked, the whole of it.
         name: of the parameter in its model, for messages.
 
     >>> import torch
@@ -60,12 +65,18 @@ class Mask:
     packed: torch.Tensor
     shape: torch.Size
     name: str
+    kept: int  # entries of the whole parameter
     _places: tuple[torch.Tensor, ...] | None  # where `samples` looks; None before the first step
 
     def __init__(
-        self, parameter: nn.Parameter, packed: torch.Tensor, name: str = "", owners: Owners = ()
+        self,
+        parameter: nn.Parameter,
+        packed: torch.Tensor,
+        kept: int,
+        name: str = "",
+        owners: Owners = (),
     ) -> None:
-        self._attach(parameter, packed, parameter.shape, name, owners)
+        self._attach(parameter, packed, kept, parameter.shape, name, owners)
 
     @classmethod
     def of(cls, parameter: nn.Parameter, kept: torch.Tensor) -> "Mask":
@@ -73,31 +84,39 @@ class Mask:
 
         Args:
             parameter: which it is for; nothing of it is changed.
-            kept: boolean, shaped as the parameter; True where an entry is kept.
+            kept: boolean, shaped as the parameter; True where an entry is kept. Of a sharded one
+                the whole, the same on every process.
 
         Returns:
             The mask.
         """
-        return cls(parameter, pack(kept))
+        return cls(parameter, pack(own_part(kept, parameter)), int(kept.sum()))
 
     def unpack(self) -> torch.Tensor:
         """Which entries are kept.
 
         Returns:
-            Boolean, shaped as the parameter and on its device; True where an entry is kept.
+            Boolean, shaped as the parameter and on its device, sharded as it is; True where an
+            entry is kept.
 
         Raises:
             ValueError: the parameter has another shape now, as sharding gives it.
         """
+        return like(self.unpack_here(), self.parameter)
+
+    def unpack_here(self) -> torch.Tensor:
+        """`unpack`, but of a sharded parameter the entries that this process holds, plain."""
         self._require_shape()
-        if self.packed.device != self.parameter.device:
-            self.packed = self.packed.to(self.parameter.device)
-        return unpack(self.packed, self.parameter.numel()).view(self.parameter.shape)
+        values = here(self.parameter)
+        if self.packed.device != values.device:
+            self.packed = self.packed.to(values.device)
+        return unpack(self.packed, values.numel()).view(values.shape)
 
     @property
     def sparsity(self) -> float:
-        """Fraction of entries that are not kept."""
-        return 1.0 - int(self.unpack().sum()) / self.parameter.numel()
+        """Fraction of entries that are not kept, of the whole parameter."""
+        self._require_shape()
+        return 1.0 - self.kept / self.parameter.numel()
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +127,7 @@ class Mask:
         """Zero what is not kept, in place; NaN there becomes zero as well."""
         if not self.parameter.is_meta:
             # As integers: seven times faster than masked_fill_.
-            words(self.parameter.detach()).mul_(self.unpack())
+            words(here(self.parameter)).mul_(self.unpack_here())
 
     def release(self) -> None:
         """Keep nothing zero any more; the values stay as they are."""
@@ -122,7 +141,7 @@ class Mask:
         """How many entries that are not kept hold a value."""
         if self.parameter.is_meta:
             return 0
-        return int(((self.parameter.detach() != 0) & ~self.unpack()).sum())
+        return int(((here(self.parameter) != 0) & ~self.unpack_here()).sum())
 
     def require_whole(self, name: str = "") -> None:
         """Refuse a parameter that has another shape or values where it was pruned.
@@ -144,7 +163,7 @@ class Mask:
                 "all entries"
             )
         gradient = self.parameter.grad
-        if gradient is None or not _several_processes():
+        if gradient is None or not several_processes() or is_sharded(self.parameter):
             return
         strange = int(((gradient.to_dense() != 0) & ~self.unpack()).sum())
         if strange:
@@ -160,16 +179,23 @@ class Mask:
         self._require_shape()
         if not self._owners or self.parameter.is_meta:
             return
-        looked_at, gradient = [self.parameter.detach()], self.parameter.grad
-        if gradient is not None and gradient.layout == torch.strided and _several_processes():
+        looked_at, gradient = [here(self.parameter)], self.parameter.grad
+        if is_sharded(self.parameter):
+            gradient = None
+        if gradient is not None and gradient.layout == torch.strided and several_processes():
             looked_at.append(gradient.detach())
         places = self._places
-        if places is None or places[0].device != self.parameter.device:
-            dropped = ~self.unpack()
+        if places is None or places[0].device != looked_at[0].device:
+            dropped = ~self.unpack_here()
             self._places = _spread(dropped)
             yield from (values[dropped] for values in looked_at)
         else:
             yield from (values[places] for values in looked_at)
+
+    def clean_sharded_gradient(self) -> None:
+        """Zero what is not kept in the gradient of a sharded parameter, which no hook has seen."""
+        if is_sharded(self.parameter):
+            clean_gradient(self.parameter, self.unpack_here())
 
     def lost_to(self, modules: set[int], trained: set[int]) -> str | None:
         """What is wrong if the masked weight is trained as something else, None if it is not.
@@ -178,6 +204,12 @@ class Mask:
             modules: ids of those whose weights are trained as part of a flat parameter.
             trained: ids of the parameters that are trained.
         """
+        if hasattr(self.parameter, "_hp_mapping"):  # as DeepSpeed links a weight to its copy
+            return (
+                f"model: DeepSpeed ZeRO trains a copy of {self.name} that no mask is on, and its "
+                "zeros are not kept; train it without ZeRO (FSDP2's fully_shard is supported), or "
+                "call finalize(model) to go on without masks"
+            )
         owners = [(module(), local) for module, local in self._owners]
         for module, local in owners:
             now = None if module is None else module._parameters.get(local)
@@ -192,20 +224,28 @@ class Mask:
         if self.parameter.shape != self.shape:
             raise ValueError(
                 f"model: {self.name} was masked with the shape {tuple(self.shape)} and has "
-                f"{tuple(self.parameter.shape)} now, as FullyShardedDataParallel gives it, and "
-                "sharded models are not supported; train it unsharded, or call finalize(model) to "
-                "go on without masks"
+                f"{tuple(self.parameter.shape)} now, as FullyShardedDataParallel gives it, which "
+                "is not supported; train it unsharded or by fully_shard, or call finalize(model) "
+                "to go on without masks"
+            )
+        part = here(self.parameter)
+        if self.packed.numel() != -(-part.numel() // 8):
+            raise ValueError(
+                f"model: {self.name} is sharded otherwise than when it was masked; call "
+                "mask_zeros(model) to keep the zeros that it has now, or finalize(model)"
             )
 
     def _attach(
         self,
         parameter: nn.Parameter,
         packed: torch.Tensor,
+        kept: int,
         shape: torch.Size,
         name: str,
         owners: Owners,
     ) -> None:
-        self.parameter, self.packed, self.shape, self.name = parameter, packed, shape, name
+        self.parameter, self.packed, self.kept = parameter, packed, kept
+        self.shape, self.name = shape, name
         self._owners = [(weakref.ref(module), local) for module, local in owners]
         self._places = None
         hook = partial(_mask_gradient, weakref.ref(self))
@@ -226,10 +266,10 @@ class Mask:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Mask":
         owners = [(memo[id(one)], local) for one, local in self.owners if id(one) in memo]
         parameter, packed = copy.deepcopy((self.parameter, self.packed), memo)
-        return Mask(parameter, packed, self.name, owners)
+        return Mask(parameter, packed, self.kept, self.name, owners)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.parameter, self.packed, self.shape, self.name, self.owners
+        return self.parameter, self.packed, self.kept, self.shape, self.name, self.owners
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._attach(*state)
@@ -249,7 +289,7 @@ def replaced(name: str, module: nn.Module, local: str) -> str:
     now = module._parameters.get(local)
     if now is None:
         advice = "it is no parameter of its own any more; call finalize(model)"
-    elif obstacle(now) is not None or now.ndim < 2:
+    elif obstacle(now) is not None or (now.ndim < 2 and not is_sharded(now)):
         hindrance = obstacle(now) or FLAT
         advice = f"it {hindrance.partition(';')[0]}; train it unsharded, or call finalize(model)"
     else:
@@ -265,45 +305,20 @@ def _mask_gradient(
 ) -> torch.Tensor | None:
     """The gradient without what would go to a pruned entry, NaN and infinity there included."""
     mask = reference()
-    return None if mask is None else _without(gradient, mask.unpack())
-
-
-def _without(gradient: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    if gradient.layout == torch.sparse_coo:  # of an embedding: whole rows
-        gradient = gradient.coalesce()
-        rows = gradient.indices()[0]
-        values = gradient.values().masked_fill(~kept[rows], 0)
-        return torch.sparse_coo_tensor(
-            gradient.indices(), values, gradient.shape, check_invariants=False, is_coalesced=True
-        )
-    if gradient.requires_grad:  # to be differentiated again
-        return gradient.masked_fill(~kept, 0)
-    return (words(gradient) * kept).view(gradient.dtype)
-
-
-def clean_gradient(parameter: nn.Parameter, kept: torch.Tensor) -> None:
-    """Zero what a backward pass before the masking has left for entries that are pruned now."""
-    gradient = parameter.grad
-    if gradient is None:
-        return
-    if gradient.layout == torch.strided:
-        words(gradient.detach()).mul_(kept)
-    else:
-        parameter.grad = _without(gradient.detach(), kept)
+    if mask is None or (is_sharded(gradient) and not sharded_alike(gradient, mask.parameter)):
+        return None
+    return without_pruned(gradient, mask.unpack())
 
 
 def _spread(dropped: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Where to look before each step: entries of the mask that are not kept, all over it."""
     generator = torch.Generator().manual_seed(0)
     flat = dropped.reshape(-1)
+    if not flat.numel():  # a process without a part of the parameter
+        return tuple(torch.zeros(0, dtype=torch.long, device=flat.device) for _ in dropped.shape)
     tried = torch.randint(flat.numel(), (_SAMPLES,), generator=generator).to(flat.device)
     found = tried[flat[tried]]
     if not len(found):
         found = flat.byte().argmax()[None]
         found = found[flat[found]]
     return torch.unravel_index(found, dropped.shape)
-
-
-def _several_processes() -> bool:
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return there and torch.distributed.get_world_size() > 1

@@ -7,13 +7,14 @@ zeros are kept. A checkpoint holds no mask, which the zeros imply: `mask_zeros` 
 """
 
 import warnings
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from spectral_engine.distributed.shards import gathered, settle
 from spectral_engine.layers.find import Layer, layers_to_prune
 from spectral_engine.layers.names import named_modules, parameter_name
 from spectral_engine.layers.ready import require_ready
@@ -156,6 +157,7 @@ def finalize(model: nn.Module) -> None:
     ({}, 16)
     """
     _require_module(model)
+    settle(model)
     lost: dict[str, int] = {}
     for prefix, module in list(named_modules(model)):
         for local, mask in list(masks_in(module).items()):
@@ -174,43 +176,43 @@ def finalize(model: nn.Module) -> None:
 # What pruning uses
 
 
-def kept_entries(layers: Iterable[Layer]) -> dict[nn.Parameter, torch.Tensor]:
-    """For each parameter, True where it is not zero; outside of the layers, what its mask says."""
-    kept: dict[nn.Parameter, torch.Tensor] = {}
-    for layer in layers:
-        weight = layer.parameter.detach()
-        entries = layer.entries(weight)
-        if entries.numel() == weight.numel():
-            kept[layer.parameter] = weight.bool()  # four times faster than weight != 0
-            continue
-        if layer.parameter not in kept:
-            mask = mask_of(layer.parameter)
-            everything = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-            kept[layer.parameter] = everything if mask is None else mask.unpack()
-        layer.entries(kept[layer.parameter]).copy_(entries)
-    return kept
-
-
 def mask_layers(layers: Sequence[Layer]) -> None:
     """Mask what is zero in these layers now, and nothing else of them; no zeros, no mask."""
-    kept = kept_entries(layers)
-    for layer in layers:
-        entries = kept.pop(layer.parameter, None)
-        if entries is not None and entries.all():
-            for module, local in layer.holders:
+    for first, entries in _kept_entries(layers):
+        if entries.all():
+            for module, local in first.holders:
                 drop_mask(module, local)
-        elif entries is not None:
-            put_masks(_name(layer), layer.parameter, layer.holders, entries)
+        else:
+            put_masks(_name(first), first.parameter, first.holders, entries)
 
 
 def keep_zeros(layers: Iterable[Layer]) -> None:
     """Mask what is zero in these layers now, besides what masks of theirs keep zero already."""
-    layers = list(layers)
-    kept = kept_entries(layers)
+    for first, entries in _kept_entries(layers):
+        narrow(_name(first), first.parameter, first.holders, entries)
+
+
+def _kept_entries(layers: Iterable[Layer]) -> Iterator[tuple[Layer, torch.Tensor]]:
+    """For each parameter its first layer, and True where an entry of the whole is not zero.
+
+    Outside of the layers it is what the parameter's mask says.
+    """
+    by_parameter: dict[nn.Parameter, list[Layer]] = {}
     for layer in layers:
-        if layer.parameter in kept:
-            entries = kept.pop(layer.parameter)
-            narrow(_name(layer), layer.parameter, layer.holders, entries)
+        by_parameter.setdefault(layer.parameter, []).append(layer)
+    for parameter, own in by_parameter.items():
+        weight = gathered(parameter)
+        entries = [layer.entries(weight) for layer in own]
+        if entries[0].numel() == weight.numel():
+            yield own[0], weight.bool()  # four times faster than weight != 0
+            continue
+        mask = mask_of(parameter)
+        kept = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        if mask is not None:
+            kept = gathered(mask.unpack())
+        for layer, found in zip(own, entries, strict=True):
+            layer.entries(kept).copy_(found)
+        yield own[0], kept
 
 
 def narrow(name: str, parameter: nn.Parameter, holders: Owners, kept: torch.Tensor) -> None:
@@ -218,7 +220,7 @@ def narrow(name: str, parameter: nn.Parameter, holders: Owners, kept: torch.Tens
     for module, local in holders:
         mask = masks_in(module).get(local)
         if mask is not None and mask.parameter is module._parameters.get(local):
-            kept = kept & entries_as(mask.unpack(), mask.parameter, parameter)
+            kept = kept & entries_as(gathered(mask.unpack()), mask.parameter, parameter)
     put_masks(name, parameter, holders, kept)
 
 
@@ -237,6 +239,7 @@ def _held(model: nn.Module, but: Container[tuple[int, str]] = ()) -> dict[str, M
         ValueError: a masked parameter is no longer the module's.
     """
     _require_module(model)
+    settle(model)
     found: dict[str, Mask] = {}
     seen = set()
     for prefix, module in named_modules(model):
@@ -277,6 +280,8 @@ def _owners(model: nn.Module) -> dict[str, _Held]:
 
 def _fitting(name: str, parameter: nn.Parameter, mask: Any) -> torch.Tensor:
     entries = mask.unpack() if isinstance(mask, Mask) else mask
+    if isinstance(entries, torch.Tensor):
+        entries = gathered(entries)
     if not isinstance(entries, torch.Tensor) or entries.dtype != torch.bool:
         got = entries.dtype if isinstance(entries, torch.Tensor) else type(entries).__name__
         raise TypeError(f"kept: expected a Mask or a boolean tensor for {name}; got {got}")

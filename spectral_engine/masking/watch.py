@@ -34,6 +34,9 @@ class Watched(Protocol):
         """Some of what has to be zero before a step, flat."""
         ...
 
+    def clean_sharded_gradient(self) -> None:
+        """Zero what is not kept in the gradient of a sharded parameter."""
+
     def lost_to(self, modules: set[int], trained: set[int]) -> str | None:
         """What is wrong if the masked weight is trained as something else, None if it is not."""
         ...
@@ -72,6 +75,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
             lost = mask.lost_to(flattened, trained)
             if lost is not None:
                 raise ValueError(lost)
+    for mask in masks:
+        mask.clean_sharded_gradient()
     if _any_not_zero(masks):
         for mask in masks:
             mask.require_whole()

@@ -5,6 +5,7 @@ runs of layers go to `spectral_kernels.sparsify_many`; on a CPU, where a call co
 layer goes by itself.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -33,6 +34,7 @@ def goes_together(layer: Layer, recipe: Recipe) -> bool:
         and not recipe.method.needs_low_rank
         and recipe.without_inputs().refit is None
         and not layer.view.batch
+        and not layer.sharded
         and layer.parameter.device.type in DEVICES
     )
 
@@ -72,7 +74,7 @@ def _runs(layers: Sequence[Layer], assigned: Mapping[str, Assignment]) -> Iterat
     run: list[Layer] = []
     held = 0
     for layer in layers:
-        size = layer.weight.numel() * layer.weight.element_size()
+        size = math.prod(layer.shape) * layer.parameter.element_size()
         same = run and assigned[run[0].name].recipe == assigned[layer.name].recipe
         if run and (held + size > MOST_BYTES or not same):
             yield run

@@ -16,23 +16,14 @@ from spectral_engine.calibration.input_moments import InputMoments
 from spectral_engine.calibration.request import Calibrated, Calibration, Request
 from spectral_engine.layers.bias import add_to_bias, bias_of
 from spectral_engine.layers.find import Layer
-from spectral_engine.masking.mask import mask_of
 from spectral_engine.masking.model import keep_zeros
-from spectral_engine.pruning.batched import goes_together, sparsified_together
+from spectral_engine.pruning.layerwise import Done, in_order_of_cost, sparsified
 from spectral_engine.pruning.plan import ModelPlan, Plan, plan_model
-from spectral_engine.pruning.report import (
-    CalibrationReport,
-    LayerReport,
-    PruneReport,
-    errors_of,
-    layer_report,
-)
+from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
 from spectral_engine.pruning.rollback import Save, restored_on_error
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
 from spectral_engine.recipe.recipe import Recipe
-from spectral_engine.sparsifying.report import Sparsified
-from spectral_engine.sparsifying.stacks import sparsify_layer
 
 
 def prune(
@@ -113,6 +104,9 @@ def prune(
     finally:
         if masks:
             keep_zeros(done)
+    if in_order_of_cost(plan):
+        places = {layer.name: place for place, layer in enumerate(plan.layers)}
+        report.layers.sort(key=lambda row: places[row.name])
     if isinstance(calibrated, Calibrator) and report.calibration is not None:
         report.calibration = replace(report.calibration, passes=calibrated.passes)
     report.seconds = time.perf_counter() - start
@@ -148,7 +142,9 @@ def _calibrated(
 def pruned_layers(
     plan: Plan, calibrated: Iterable[Calibrated], seed: int, measure: bool, save: Save
 ) -> Iterator[tuple[Layer, LayerReport]]:
-    """Prune layers in place, in their order: each, once it is written, with its row.
+    """Prune layers in place: each, once it is written, with its row.
+
+    They come in their order, unless several processes share them out; see `sparsified`.
 
     Args:
         plan: what is done to each. calibrated: they, with the moments of their inputs.
@@ -157,51 +153,9 @@ def pruned_layers(
     Raises:
         ValueError: names the layer, what was expected and what came.
     """
-    for one, out in _sparsified(plan, calibrated, seed):
-        row = _measured(plan, one, out, measure)
-        _write(one.layer, out, save)
-        yield one.layer, row
-
-
-def _sparsified(
-    plan: Plan, calibrated: Iterable[Calibrated], seed: int
-) -> Iterator[tuple[Calibrated, Sparsified]]:
-    """Each layer with its sparse matrices; those that a device takes together go so."""
-    gathered = [] if isinstance(calibrated, Calibrator) else list(calibrated)
-    grouped = [
-        one.layer
-        for one in gathered
-        if one.moments is None and goes_together(one.layer, plan.assigned[one.layer.name].recipe)
-    ]
-    together = sparsified_together(grouped, plan.assigned, seed)
-    names = {layer.name for layer in grouped}
-    for one in gathered or calibrated:
-        out = next(together) if one.layer.name in names else _sparsify_one(plan, one, seed)
-        yield one, _without_masked(one.layer, out)
-
-
-def _sparsify_one(plan: Plan, one: Calibrated, seed: int) -> Sparsified:
-    layer = one.layer
-    recipe, sparsity = plan.assigned[layer.name]
-    if recipe.refit is not None and recipe.refit.bias_correction and not one.bias_correction:
-        recipe = recipe.without_bias_correction()  # it has no bias of its own
-    try:
-        return sparsify_layer(
-            layer.matrices(), layer.name, recipe, sparsity, one.moments, seed=seed
-        )
-    except ValueError as error:
-        raise ValueError(f"model: {layer.name}: {error}") from error
-
-
-def _without_masked(layer: Layer, out: Sparsified) -> Sparsified:
-    """The same with zeros where a mask keeps them."""
-    mask = mask_of(layer.parameter)
-    if mask is None:
-        return out
-    out.weight.masked_fill_(~layer.as_matrices(mask.unpack()), 0)
-    nnz = int(torch.count_nonzero(out.weight))
-    sparsity = 1.0 - nnz / out.report.size
-    return replace(out, report=replace(out.report, nnz=nnz, sparsity=sparsity))
+    for done in sparsified(plan, calibrated, seed, measure):
+        _write(done, save)
+        yield done.layer, done.row
 
 
 # Write
@@ -220,26 +174,15 @@ def _may_fail(plan: ModelPlan) -> bool:
     return False
 
 
-def _measured(plan: Plan, one: Calibrated, out: Sparsified, measure: bool) -> LayerReport:
-    """The row of a layer, before it is written."""
-    layer = one.layer
-    errors = errors_of(layer.matrices(), out) if measure else None
-    return layer_report(
-        layer.name, layer.weight, out.report, errors, layer.shared_with,
-        recipe=plan.recipes.index(plan.assigned[layer.name].recipe),
-        samples=None if one.moments is None else one.moments.count, uncalibrated=one.reason,
-        few=one.few,
-    )  # fmt: skip
-
-
-def _write(layer: Layer, out: Sparsified, save: Save) -> None:
+def _write(done: Done, save: Save) -> None:
     """Put the sparse matrices, and a corrected bias, into the model; `save` what was there."""
+    layer = done.layer
     save(layer.parameter)
-    layer.write(out.weight)
+    layer.write(done.weight)
     bias = bias_of(layer)
-    if out.bias is not None and bias is not None:
+    if done.bias is not None and bias is not None:
         save(bias)
-        add_to_bias(layer, out.bias)
+        add_to_bias(layer, done.bias)
 
 
 def _keep_nothing(_: torch.Tensor) -> None:

@@ -86,12 +86,12 @@ def plan_model(
         require_ready(layers, {id(mask.parameter) for mask in masks(model).values()})
     candidates = []
     for layer in layers:
-        shape = layer.matrices().shape
+        shape = layer.matrix_shape
         recipe = selector.recipe_of(layer.called, layer.classes, layer.view.opt_in)
         candidates.append(
             Candidate(
-                layer.name, layer.matrices if load is None else partial(load, layer),
-                tuple(layer.weight.shape), (shape[-2], shape[-1]),
+                layer.name, layer.matrices if load is None else partial(load, layer), layer.shape,
+                (shape[-2], shape[-1]),
                 shape[0] if layer.view.batch else 1, recipe,
             )
         )  # fmt: skip

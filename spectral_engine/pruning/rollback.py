@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from spectral_engine.distributed.shards import here
+
 #: Keeps a tensor as it is, once.
 Save = Callable[[torch.Tensor], None]
 
@@ -25,7 +27,7 @@ def restored_on_error(done: list[Any]) -> Iterator[Save]:
         def save(tensor: torch.Tensor) -> None:
             if id(tensor) not in saved:
                 place = file.seek(0, 2)
-                values = tensor.detach().contiguous().flatten().view(torch.uint8)
+                values = here(tensor).contiguous().flatten().view(torch.uint8)
                 file.write(values.cpu().numpy().data)
                 saved[id(tensor)] = tensor, place
 
@@ -34,8 +36,9 @@ def restored_on_error(done: list[Any]) -> Iterator[Save]:
         except BaseException:
             for tensor, place in saved.values():
                 file.seek(place)
-                held = np.frombuffer(file.read(tensor.nbytes), np.uint8).copy()
-                values = torch.from_numpy(held).view(tensor.dtype).reshape(tensor.shape)
-                tensor.detach().copy_(values)
+                own = here(tensor)
+                held = np.frombuffer(file.read(own.nbytes), np.uint8).copy()
+                values = torch.from_numpy(held).view(own.dtype).reshape(own.shape)
+                own.copy_(values)
             done.clear()
             raise

@@ -163,7 +163,7 @@ def _layers_by_tensor(
 
 def _as_tensor_layer(layer: Layer, tensor: str) -> TensorLayer:
     return TensorLayer(
-        layer.name, tensor, layer.view, tuple(layer.weight.shape), (*layer.called, tensor),
+        layer.name, tensor, layer.view, layer.shape, (*layer.called, tensor),
         layer.classes, layer.shared_with,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -169,12 +170,11 @@ def spectra(
         require_found(weights, selector)
         with reporting(progress, "spectra", len(weights)) as report:
 
-            def measure_batch(batch: list[Weight]) -> None:
-                for row in measure(batch, options):
-                    rows[row.name] = row
-                    report(row)
+            def take(weight: Weight, row: LayerSpectrum) -> None:
+                rows[weight.name] = row
+                report(row)
 
-            for_each_batch(measure_batch, weights, options)
+            for_each_batch(partial(measure, options=options), take, weights, options)
     layers = [rows[weight.name] for weight in weights]
     seconds = time.perf_counter() - start
     return Spectra(options.rank, options.tolerance, layers, skipped, seconds)

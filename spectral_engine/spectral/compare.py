@@ -228,7 +228,11 @@ def compare(
                 rows[weight.name] = row
                 report(row)
 
-            for_each(measure, weights, lambda weight: COPIES * 8 * weight.size, max_bytes)
+            if any(one.sharded is not None for one in (*weights, *others)):
+                for weight in weights:  # gathered by all processes, in the same order
+                    measure(weight)
+            else:
+                for_each(measure, weights, lambda weight: COPIES * 8 * weight.size, max_bytes)
         found.layers.extend(rows[weight.name] for weight in weights)
     return found
 

@@ -9,9 +9,9 @@ of all its blocks.
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,16 @@ from spectral_kernels.spectra import randomized_svd, singular_values, spectral_d
 
 from spectral_engine._util.checks import integer, number
 from spectral_engine._util.threads import for_each
+from spectral_engine.distributed.groups import group_of, sharing_group
+from spectral_engine.distributed.owners import Made, by_owners
 from spectral_engine.matrix.arrays import frobenius_norm, largest_magnitude
 from spectral_engine.spectral.power_law import Values
 from spectral_engine.spectral.statistics import estimated_statistics, statistics
 from spectral_engine.spectral.table import LayerSpectrum
 from spectral_engine.spectral.weights import Weight
 
+#: What is found of a weight.
+Row = TypeVar("Row")
 Full = bool | Literal["auto"]
 
 #: Up to this min(m, n) the whole spectrum is taken: 2048 x 2048 takes about a second on two cores.
@@ -79,19 +83,35 @@ class SpectraOptions:
 
 
 def for_each_batch(
-    function: Callable[[list[Weight]], None],
+    measure: Callable[[list[Weight]], Sequence[Row]],
+    take: Callable[[Weight, Row], None],
     weights: list[Weight],
     options: SpectraOptions,
 ) -> None:
-    """Call function(batch) until every weight was in one.
+    """Measure every weight in some batch, and take what is found.
 
     On the CPU a batch is one weight and several run side by side; on another device it holds
-    weights of one shape and dtype, as many as `max_bytes` allows, one batch after the other.
+    weights of one shape and dtype, as many as `max_bytes` allows, one batch after the other. Of
+    sharded weights each is measured by one process, and by `share_work` so are all; every process
+    takes what is found.
+
+    Args:
+        measure: from a batch to what is found of each weight. take: called with each, in no order.
     """
 
     def cost(weight: Weight) -> int:
         return weight.blocks * options.cost(weight.matrix, weight.dtype)
 
+    def function(batch: list[Weight]) -> None:
+        for weight, row in zip(batch, measure(batch), strict=True):
+            take(weight, row)
+
+    sharing = sharing_group()
+    shared = [weight for weight in weights if sharing or weight.sharded is not None]
+    if shared:
+        group = group_of(one.sharded for one in shared if one.sharded is not None) or sharing
+        _by_owners(measure, take, shared, list(map(cost, shared)), group)
+        weights = [] if sharing else [weight for weight in weights if weight.sharded is None]
     for_each(
         function,
         [[weight] for weight in weights if weight.device.type == "cpu"],
@@ -107,6 +127,27 @@ def for_each_batch(
         count = max(1, options.max_bytes // cost(group[0]))
         for first in range(0, len(group), count):
             function(group[first : first + count])
+
+
+def _by_owners(
+    measure: Callable[[list[Weight]], Sequence[Row]],
+    take: Callable[[Weight, Row], None],
+    weights: Sequence[Weight],
+    costs: Sequence[float],
+    group: Any,
+) -> None:
+    """Each weight is measured by one process of a group; where it is sharded, all gather it."""
+
+    def ready(index: int) -> torch.Tensor | None:
+        return None if weights[index].sharded is None else weights[index].load()
+
+    def work(index: int, whole: torch.Tensor | None) -> Made:
+        weight = weights[index]
+        own = weight if whole is None else replace(weight, load=lambda: whole)
+        return Made([], measure([own])[0])
+
+    for index, made in by_owners(costs, ready, work, group, torch.device("cpu")):
+        take(weights[index], made.plain)
 
 
 def measure(batch: list[Weight], options: SpectraOptions) -> list[LayerSpectrum]:

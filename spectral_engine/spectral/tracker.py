@@ -149,9 +149,8 @@ class SpectrumTracker:
         """
         row = self._records.new_row()
 
-        def measure(batch: list[Weight]) -> None:
-            for weight, found in zip(batch, self._measure(batch), strict=True):
-                self._records.fill(row, weight.name, *found)
+        def take(weight: Weight, found: tuple[Values, float, float]) -> None:
+            self._records.fill(row, weight.name, *found)
 
         weights, _ = of_model(self._model, self._selector, self._split)
         sizes = {weight.name: min(self.rank, weight.count) for weight in weights}
@@ -159,7 +158,7 @@ class SpectrumTracker:
             if sizes.get(name) != size:
                 raise ValueError(f"model: expected weight {name} as it was at first; found none")
         tracked = [weight for weight in weights if weight.name in self._sizes]
-        for_each_batch(measure, tracked, self._options)
+        for_each_batch(self._measure, take, tracked, self._options)
         self._records.append(self.count, row)
 
     def _measure(self, batch: list[Weight]) -> list[tuple[Values, float, float]]:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from spectral_engine._util.observe import computed_weight
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint
+from spectral_engine.distributed.shards import gathered
 from spectral_engine.layers.find import Layer, Skipped, find_layers
 from spectral_engine.layers.selector import Selector
 
@@ -35,6 +36,7 @@ class Weight:
     matrix: rows and columns of a block
     load: detached, (blocks, m, n)
     shared_with: the other names of the same weight
+    sharded: the parameter, if each process holds but a part of it; `load` gathers it then
     """
 
     name: str
@@ -45,6 +47,7 @@ class Weight:
     matrix: tuple[int, int]
     blocks: int = 1
     shared_with: tuple[str, ...] = ()
+    sharded: torch.Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -122,12 +125,12 @@ def of_model(model: nn.Module, selector: Selector, split: Any = None) -> Found:
         if reason is not None:
             skipped.append(Skipped(layer.name, reason))
             continue
-        weight, matrices = layer.weight, layer.matrices()
+        weight, shape = layer.parameter, layer.matrix_shape
         weights.append(
             Weight(
-                layer.name, tuple(weight.shape), weight.dtype, weight.device,
-                partial(_load, layer), (matrices.shape[-2], matrices.shape[-1]),
-                matrices.shape[0] if layer.view.batch else 1, layer.shared_with,
+                layer.name, layer.shape, weight.dtype, weight.device, partial(_load, layer),
+                (shape[-2], shape[-1]), shape[0] if layer.view.batch else 1, layer.shared_with,
+                weight if layer.sharded else None,
             )
         )  # fmt: skip
     return weights, skipped
@@ -161,7 +164,7 @@ def _mask(module: nn.Module, name: str) -> torch.Tensor | None:
 
 
 def _load(layer: Layer) -> torch.Tensor:
-    mask, weight = _mask(layer.module, layer.local_name), layer.parameter.detach()
+    mask, weight = _mask(layer.module, layer.local_name), gathered(layer.parameter)
     matrices = layer.as_matrices(weight if mask is None else weight * mask)
     return matrices if layer.view.batch else matrices[None]
 
@@ -213,7 +216,7 @@ def _read(read: Callable[[str], torch.Tensor], name: str, matrix: tuple[int, int
 def _reason_against(layer: Layer) -> str | None:
     if is_lazy(layer.parameter) or layer.parameter.is_meta:
         return "no values yet: run the model once or load its weights"
-    return _reason(tuple(layer.weight.shape), layer.parameter.dtype)
+    return _reason(layer.shape, layer.parameter.dtype)
 
 
 def _reason(shape: tuple[int, ...], dtype: torch.dtype | str) -> str | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from spectral_engine._util.checks import boolean, integer, number
 from spectral_engine._util.text import as_text
+from spectral_engine.distributed.shards import here
 from spectral_engine.layers.find import find_layers
 from spectral_engine.layers.names import named_tensors
 from spectral_engine.layers.selector import RecipeSelector
@@ -180,9 +181,9 @@ class Pruner:
         own = named_tensors(self._model)
         pruned = {memory_of(own[_parameter(name)]) for name in self._pruned}
         for name, kept in early.items():
-            tensor = own[name].detach()
+            tensor, early_part = here(own[name]), here(kept)
             zero = memory_of(own[name]) in pruned
-            tensor.copy_(torch.where(tensor != 0, kept, 0) if zero else kept)
+            tensor.copy_(torch.where(tensor != 0, early_part, 0) if zero else early_part)
 
     def _judge(self) -> None:
         """Warn of the spectra that the training since the last pruning has not brought back."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from spectral_engine._util.checks import boolean, integer, number
+from spectral_engine.distributed.shards import here, is_sharded
 from spectral_engine.layers.names import named_tensors
 from spectral_engine.spectral.tracker import SpectrumTracker
 from spectral_engine.training.schedules import Schedule
@@ -151,6 +152,7 @@ def _early(early: Mapping[Any, Any], model: nn.Module, taken: bool) -> dict[str,
             not isinstance(value, torch.Tensor)
             or value.is_meta
             or value.layout != mine.layout
+            or is_sharded(value) is not is_sharded(mine)
             or value.dtype != mine.dtype
             or value.shape != mine.shape
         ):
@@ -163,7 +165,7 @@ def _early(early: Mapping[Any, Any], model: nn.Module, taken: bool) -> dict[str,
                 f"state: early: {name}: expected {mine.dtype} {tuple(mine.shape)}; got {got}"
             )
         # A buffer may hold -inf, as a causal mask does.
-        if isinstance(mine, nn.Parameter) and not bool(torch.isfinite(value).all()):
+        if isinstance(mine, nn.Parameter) and not bool(torch.isfinite(here(value)).all()):
             raise ValueError(f"state: early: {name}: expected finite entries; got NaN or infinity")
     return {name: value.to(own[name].device) for name, value in early.items()}
 

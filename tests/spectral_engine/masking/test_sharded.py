@@ -1,11 +1,9 @@
 """Sharded and replicated training on two processes: masks are kept, or the step is refused."""
 
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
+
+from tests.support.processes import on_processes
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -15,15 +13,10 @@ pytestmark = pytest.mark.skipif(
 #: One process of two: prunes and trains in each of the ways that it is told, and prints a line of
 #: what came of each.
 PROGRAM = """
-import os, sys, torch, torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel as FSDP, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.nn.parallel import DistributedDataParallel as DDP
 import spectral_engine as se
-
-rank, port, *ways = int(sys.argv[1]), *sys.argv[2:]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 
 def made():
     torch.manual_seed(0)
@@ -46,11 +39,7 @@ def flat(model, orig):
     return FSDP(model, use_orig_params=orig, device_id=torch.device("cpu"))
 
 def run(what, model):
-    if what == "pruned, fully_shard":
-        se.prune(model, sparsity=0.8); fully_shard(model); train(model)
-    elif what == "fully_shard, pruned":
-        fully_shard(model); se.prune(model, sparsity=0.8)
-    elif what.startswith("pruned, FSDP"):
+    if what.startswith("pruned, FSDP"):
         se.prune(model, sparsity=0.8); train(flat(model, what.endswith("orig")))
     elif what.startswith("FSDP"):
         se.prune(flat(model, what.endswith("orig")), sparsity=0.8)
@@ -72,7 +61,7 @@ def run(what, model):
         dist.broadcast(first, 0)
         assert torch.equal(first, model[0].weight) and torch.equal(zero, first == 0)
 
-for what in ways:
+for what in arguments:
     try:
         run(what, made())
         print("done", flush=True)
@@ -81,35 +70,16 @@ for what in ways:
         print("refused", error, flush=True)
     except RuntimeError:
         print("the other process is gone", flush=True)
-os._exit(0)  # gloo would wait for the other process
+leave()
 """
 
 
 def two_processes(*ways: str) -> list[list[str]]:
     """The lines that each of two processes prints, one for each way."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), port, *ways],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), outputs
-    return [output.splitlines() for output, _ in outputs]
+    return [output.splitlines() for output in on_processes(2, PROGRAM, *ways)]
 
 
 SHARDED = {
-    "pruned, fully_shard": "model: 0.weight was replaced after it was masked",
-    "fully_shard, pruned": "model: 0.weight is a DTensor",
     "pruned, FSDP orig": "model: 0.weight was masked with the shape (128, 64) and has",
     "pruned, FSDP flat": "model: 0.weight was replaced after it was masked",
     "FSDP orig": "model: 0.weight is held flat and in pieces by FullyShardedDataParallel",
@@ -117,7 +87,7 @@ SHARDED = {
 }
 
 
-def test_sharded_models_are_refused_on_every_process():
+def test_models_held_flat_are_refused_on_every_process():
     """Catches zeros trained away, or bits laid over another process's entries, without a word;
     whether the model was pruned before it was sharded or after."""
     for lines in two_processes(*SHARDED):

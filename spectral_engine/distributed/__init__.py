@@ -1,0 +1,1 @@
+"""Several processes, and tensors of which each holds a part."""
