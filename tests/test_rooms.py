@@ -24,7 +24,8 @@ ROOTS = {
 #: The rooms of each package, the lowest first: a room imports only those before it.
 ORDER = {
     "spectral_engine": (
-        "_util", "distributed", "checkpoints", "recipe", "matrix", "layers", "masking", "refitting",
+        "_util", "distributed", "checkpoints", "pages", "recipe", "matrix", "layers", "masking",
+        "refitting",
         "sparsifying", "calibration", "pruning", "spectral", "training", "profiling", "compression",
         "demo", "cli",
     ),

@@ -1,12 +1,11 @@
 """`spectral-engine compare DENSE PRUNED`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spectral_engine.cli.options import AsJson, Ignore, Targets
+from spectral_engine.cli.options import AsJson, Ignore, ReportFile, Targets, require_report, show
 from spectral_engine.spectral import compare as comparison
 
 
@@ -20,8 +19,10 @@ def compare(
     rank: Annotated[int, typer.Option(help="leading values and vectors compared")] = 64,
     targets: Targets = None,
     ignore: Ignore = None,
+    report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """How far pruning moved each weight: its norms, singular values and leading subspaces."""
+    require_report(report_file)
     found = comparison.compare(dense, pruned, rank, targets=targets or None, ignore=ignore or None)
-    typer.echo(json.dumps(found.to_dict()) if as_json else str(found))
+    show(found, report_file, as_json)

@@ -1,15 +1,12 @@
 """`spectral-engine compress IN -o OUT` and `spectral-engine decompress IN -o OUT`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from spectral_engine.cli.options import AsJson, Ignore, Targets
+from spectral_engine.cli.options import AsJson, Ignore, ReportFile, Targets, require_report, show
 from spectral_engine.compression import file as files
-from spectral_engine.compression.report import WIDTH
 
 Force = Annotated[bool, typer.Option("--force", help="replace an existing OUT")]
 Output = Annotated[
@@ -27,20 +24,17 @@ def compress(
     targets: Targets = None,
     ignore: Ignore = None,
     force: Force = False,
+    report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a pruned weight file or Hugging Face folder without its zeros; values stay the same."""
+    require_report(report_file)
     report = files.compress_file(
         source, output, targets=targets or None, ignore=ignore or None, force=force, progress=True
     )
-    if as_json:
-        typer.echo(json.dumps({"output": str(output), **report.to_dict()}))
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
-    console.print(report)
-    typer.echo(f"wrote {output}, {report.ratio:.1%} of the dense weights")
+    show(report, report_file, as_json, output=str(output))
+    if not as_json:
+        typer.echo(f"wrote {output}, {report.ratio:.1%} of the dense weights")
 
 
 def decompress(

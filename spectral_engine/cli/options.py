@@ -1,15 +1,24 @@
 """Options that several commands share."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
+from spectral_engine._util.text import WIDTH
+from spectral_engine.pages.report import Report, require_page
 
 Targets = Annotated[
     list[str] | None, typer.Option(help="only these: globs or 're:...'; repeatable")
 ]
 Ignore = Annotated[list[str] | None, typer.Option(help="not these: globs or 're:...'; repeatable")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="write a page for the browser, FILE.html"),
+]
 
 #: What Matplotlib writes, by the endings of names.
 _IMAGES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
@@ -26,3 +35,31 @@ def require_writable(path: Path, *, image: bool = False) -> None:
         raise FileNotFoundError(f"{path}: expected a folder to write to; {path.parent} is none")
     if image and path.suffix.lower() not in _IMAGES:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(_IMAGES)}")
+
+
+def require_report(path: Path | None) -> None:
+    """Refuse a page that could not be written at the end, before the work begins.
+
+    Raises:
+        ValueError, OSError: see `require_page`.
+    """
+    if path is not None:
+        try:
+            require_page(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace("path", "report", 1)) from error
+
+
+def show(report: Report, page: Path | None, as_json: bool, **more: Any) -> None:
+    """Print a report as a table or, with `more`, as JSON, and write its page if one is wanted."""
+    if page is not None:
+        report.to_html(page)
+    if as_json:
+        typer.echo(json.dumps({**more, **report.to_dict()}))
+        return
+    console = Console()
+    if not console.is_terminal:  # a log, where a row should stay a line
+        console.width = max(console.width, WIDTH)
+    console.print(report)
+    if page is not None:
+        typer.echo(f"wrote {page}")

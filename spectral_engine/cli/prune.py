@@ -1,20 +1,15 @@
 """`spectral-engine prune IN -o OUT`."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from spectral_engine.cli.options import AsJson, Ignore, Targets
+from spectral_engine.cli.options import AsJson, Ignore, ReportFile, Targets, require_report, show
 from spectral_engine.compression.file import compressing
 from spectral_engine.pruning.file import prune_file
 from spectral_engine.recipe.presets import PRESETS, recipe_of_text
-
-#: A log, where a row should stay a line; a terminal can be widened.
-LOG_WIDTH = 120
 
 
 def prune(
@@ -51,9 +46,11 @@ def prune(
         bool, typer.Option("--compress", help="write OUT without its zeros, as compress does")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="replace an existing OUT")] = False,
+    report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
+    require_report(report_file)
     chosen = recipe_of_text(recipe)
     with compressing(output, force=force) if compress else nullcontext(output) as target:
         report = prune_file(
@@ -67,11 +64,6 @@ def prune(
             measure=measure,
             force=force,
         )
-    if as_json:
-        typer.echo(json.dumps({"output": str(output), **report.to_dict()}))
-    else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = max(console.width, LOG_WIDTH)
-        console.print(report)
+    show(report, report_file, as_json, output=str(output))
+    if not as_json:
         typer.echo(f"wrote {output}")

@@ -1,18 +1,21 @@
 """`spectral-engine spectrum FILE`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from spectral_engine._util.text import plain_text
-from spectral_engine.cli.options import AsJson, Ignore, Targets, require_writable
+from spectral_engine.cli.options import (
+    AsJson,
+    Ignore,
+    ReportFile,
+    Targets,
+    require_report,
+    require_writable,
+    show,
+)
 from spectral_engine.spectral.api import spectra
 
-#: Narrower, the table would lose its columns; a terminal can be widened.
-TABLE_WIDTH = 132
 #: Tensors that take more working memory than this are in memory one at a time.
 MAX_BYTES = 1 << 28
 
@@ -29,11 +32,13 @@ def spectrum(
     ] = False,
     targets: Targets = None,
     ignore: Ignore = None,
+    report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Singular values, norms, ranks and tails of every weight in a file or folder."""
     if plot is not None:
         require_writable(plot, image=True)
+    require_report(report_file)
     table = spectra(
         source,
         rank,
@@ -45,13 +50,6 @@ def spectrum(
     )
     if plot is not None:
         table.plot(plot)
-    if as_json:
-        typer.echo(json.dumps(table.to_dict()))
-        return
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)
-    console.print(table.table())
-    for skipped in table.skipped:
-        console.print(plain_text(f"no spectrum: {skipped.name}, {skipped.reason}"))
-    if plot is not None:
+    show(table, report_file, as_json)
+    if plot is not None and not as_json:
         typer.echo(f"wrote {plot}")

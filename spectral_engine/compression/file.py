@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from spectral_engine._util.checks import boolean
 from spectral_engine._util.progress import Progress, check_progress, reporting
+from spectral_engine._util.text import natural
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.checkpoints.atomic import replacing_file, replacing_folder
 from spectral_engine.checkpoints.embeddings import LOOKS_LIKE_ONE, looks_like_embedding
@@ -101,6 +102,7 @@ def compress_file(
                         keep_negative_zero=keep_negative_zero,
                     )  # fmt: skip
                     _add(report, written)
+    report.weights.sort(key=lambda row: natural(row.name))  # a file has 10 before 2
     report.unmatched += selector.unmatched
     return report
 

@@ -3,14 +3,19 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-
-from spectral_engine._util.text import as_text, plain_text
 from spectral_engine.layers.find import Skipped
-
-WIDTH = 120
+from spectral_engine.pages.report import Report
+from spectral_engine.pages.sheet import (
+    Cell,
+    Column,
+    Listed,
+    Row,
+    Sheet,
+    by_reason,
+    counted,
+    numeral,
+    sizes,
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,9 @@ class CompressedWeight:
     bytes: int
 
 
-@dataclass
-class CompressReport:
-    """What `compress` or `compress_file` did; `print` shows it as a table.
+@dataclass(repr=False)
+class CompressReport(Report):
+    """What `compress` or `compress_file` did; `print` shows it as a table, `to_html` writes a page.
 
     weights: those that are stored in a sparse form.
     skipped: those that stay dense, with the reason.
@@ -56,31 +61,52 @@ class CompressReport:
         """Plain values, ready for JSON."""
         return {**asdict(self), "ratio": self.ratio}
 
-    def table(self) -> Table:
-        """One row a weight and a total, for rich."""
-        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("weight", overflow="fold")
-        for name in ("shape", "dtype", "form", "sparsity", "bytes", "of dense"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in self.weights:
-            table.add_row(
-                plain_text(row.name), "x".join(map(str, row.shape)), row.dtype, row.form,
-                f"{row.sparsity:.4f}", f"{row.bytes:,}", f"{row.bytes / row.dense_bytes:.1%}",
-            )  # fmt: skip
-        table.add_section()
-        table.add_row("all tensors", "", "", "", "", f"{self.bytes:,}", f"{self.ratio:.1%}")
-        return table
+    @property
+    def _count(self) -> str:
+        return counted(len(self.weights), "weight")
 
-    def __str__(self) -> str:
-        return as_text(WIDTH, self.table(), *self._notes())
+    def summary(self) -> str:
+        """How many weights, and what is left of their bytes."""
+        return f"{self._count}, {self.ratio:.1%} of {self.dense_bytes:,} bytes"
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.table()
-        yield from self._notes()
-
-    def _notes(self) -> list[Any]:
-        dense: dict[str, int] = {}
-        for one in self.skipped:
-            dense[one.reason] = dense.get(one.reason, 0) + 1
-        notes = [plain_text(f"dense: {count}, {reason}") for reason, count in dense.items()]
-        return [*notes, *(plain_text(f"matched nothing: {one}") for one in self.unmatched)]
+    def sheet(self) -> Sheet:
+        """A row a weight, and a total."""
+        columns = [
+            Column("shape"),
+            Column("dtype", words=True, extra=True),
+            Column("form", "how it is stored", words=True),
+            Column("sparsity", "the share of entries that are not stored", bar=True),
+            Column("dense bytes", page_only=True),
+            Column("bytes"),
+            Column("of dense", "bytes after to bytes before", bar=True),
+        ]
+        rows = [
+            Row(
+                row.name,
+                [
+                    sizes(row.shape), Cell(row.dtype), Cell(row.form), numeral(row.sparsity),
+                    numeral(row.dense_bytes, ","), numeral(row.bytes, ","),
+                    numeral(row.bytes / row.dense_bytes, ".1%"),
+                ],
+            )
+            for row in self.weights
+        ]  # fmt: skip
+        total = [
+            *([Cell("")] * 4), Cell(f"{self.dense_bytes:,}"), Cell(f"{self.bytes:,}"),
+            Cell(f"{self.ratio:.1%}"),
+        ]  # fmt: skip
+        return Sheet(
+            title=f"{self._count} compressed, {self.ratio:.1%} of the dense",
+            facts=[
+                ("of the dense weights", f"{self.ratio:.1%}"),
+                ("before", f"{self.dense_bytes / 1e6:,.2f} MB"),
+                ("after", f"{self.bytes / 1e6:,.2f} MB"),
+                ("compressed", self._count),
+                ("stay dense", f"{len(self.skipped):,}"),
+            ],
+            warnings=[Listed("matched nothing", "", [one]) for one in self.unmatched],
+            listed=by_reason("dense", ((one.name, one.reason) for one in self.skipped)),
+            columns=columns,
+            rows=rows,
+            total=Row("all tensors", total),
+        )

@@ -15,6 +15,8 @@ from spectral_engine.matrix.arrays import as_matrix, check_rank, frobenius_norm,
 Algorithm = Literal["auto", "exact", "matrix-free"]
 #: Up to this min(m, n) an exact SVD in float64 is affordable.
 EXACT_SIZE = 512
+#: Singular values that a row of a report holds of a weight.
+LEADING = 64
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,11 @@ def batch_errors(
             )
         ),
     )  # fmt: skip
+
+
+def leading(values: NDArray[np.float64], most: int = LEADING) -> tuple[float, ...]:
+    """The largest of singular values, descending; those of blocks come one block after another."""
+    return tuple(sorted(values.tolist(), reverse=True)[:most])
 
 
 def _ratio(error: float, norm: float) -> float:

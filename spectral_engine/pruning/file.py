@@ -10,6 +10,7 @@ import torch
 
 from spectral_engine._util.checks import boolean, file_path, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
+from spectral_engine._util.text import natural
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.selector import RecipeSelector
@@ -88,6 +89,7 @@ def prune_file(
                 return weight
 
             rewrite(checkpoint, target, transform, select=plan.by_tensor, force=force)
+    report.layers.sort(key=lambda layer: natural(layer.name))  # a file has 10 before 2
     report.seconds = time.perf_counter() - start
     return report
 

@@ -1,24 +1,29 @@
 """What pruning did: one row a layer, as a table, a dictionary or a file."""
 
-import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 
-from spectral_engine._util.checks import boolean, file_path
-from spectral_engine._util.text import as_text, plain_text
-from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.layers.find import Skipped
-from spectral_engine.matrix.errors import Errors, batch_errors
+from spectral_engine.matrix.errors import Errors, batch_errors, leading
+from spectral_engine.pages.report import Report
+from spectral_engine.pages.sheet import (
+    Cell,
+    Column,
+    Listed,
+    Row,
+    Sheet,
+    by_reason,
+    counted,
+    in_order,
+    numeral,
+    sizes,
+)
 from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.sparsifying.report import Sparsified, SparsifyReport
 
@@ -32,6 +37,7 @@ class LayerReport:
     requested: the sparsity that was asked of this layer, its share of the budget.
     recipe: the index of its recipe among those of the report.
     missed: whether a draw missed its budget; see `SparsifyReport`.
+    before, after: the leading singular values, descending; empty where they were not measured.
     samples: calibration inputs seen; None without, and then `uncalibrated` says why if some were
     given. few: what was seen, where not every batch reached the layer, or its samples are fewer
     than its input features.
@@ -56,6 +62,8 @@ class LayerReport:
     requested: float | None = None
     recipe: int = 0
     missed: bool = False
+    before: tuple[float, ...] = field(default=(), repr=False)
+    after: tuple[float, ...] = field(default=(), repr=False)
 
 
 def layer_report(
@@ -84,12 +92,23 @@ def layer_report(
         requested=report.requested,
         recipe=recipe,
         missed=report.missed,
+        before=() if errors is None else leading(errors.original),
+        after=() if errors is None else leading(errors.sparse),
     )
 
 
 def errors_of(matrices: torch.Tensor, out: Sparsified) -> Errors:
     """The errors of a layer's sparse matrices, (m, n) or (b, m, n), before they are written."""
     return batch_errors(matrices, out.weight) if matrices.ndim == 3 else out.report.errors
+
+
+#: Titles of the columns of errors, and what they are.
+_ERRORS = (
+    ("spectral", "||A - S||_2 / ||A||_2"),
+    ("Frobenius", "||A - S||_F / ||A||_F"),
+    ("values", "mean relative change of the leading singular values"),
+)
+_CAPTION = "errors are relative; values: leading singular values, mean"
 
 
 @dataclass(frozen=True)
@@ -104,9 +123,9 @@ class CalibrationReport:
     asymmetric: bool = False
 
 
-@dataclass
-class PruneReport:
-    """What `prune` did; `print` shows it as a table.
+@dataclass(repr=False)
+class PruneReport(Report):
+    """What `prune` did; `print` shows it as a table, `to_html` writes a page.
 
     recipes: as they were carried out; each row says which was its layer's.
     requested: the sparsity asked of all pruned weights together.
@@ -167,85 +186,95 @@ class PruneReport:
         )
         return found
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write JSON, whole or not at all; an existing file only with `force`."""
-        with replacing_file(file_path("path", path), force=boolean("force", force)) as file:
-            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
+    def summary(self) -> str:
+        """The recipe, and what came of it."""
+        return (
+            f"{self.title}, {counted(len(self.layers), 'weight')}, sparsity {self.sparsity:.4f}, "
+            f"{len(self.skipped)} left alone"
+        )
 
-    def table(self) -> Table:
-        """One row a layer and a total, for rich; columns without a figure are left out."""
+    def sheet(self) -> Sheet:
+        """A row a layer and a total; columns without a figure are left out."""
         measured = any(layer.spectral is not None for layer in self.layers)
         ranked = any(layer.rank is not None for layer in self.layers)
-        table = Table(
-            title=plain_text(f"{self.title}, sparsity {self.requested:.1%}"),
-            box=box.SIMPLE,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
+        several = len(self.recipes) > 1
+        columns = [
+            Column("shape"),
+            *([Column("recipe", "its number in the list of recipes", page_only=True)] * several),
+            *([Column("rank", "of the low rank in the score")] * ranked),
+            Column("asked", "the share of zeros asked for: its part of the budget", page_only=True),
+            Column("sparsity", "the share of zeros reached", bar=True),
+            Column("kept", "entries that are not zero", page_only=True),
+            *([Column(*names, bar=True) for names in _ERRORS] * measured),
+            Column("ms", "time to prune it", extra=True),
+        ]
+        rows = [self._row(layer, several, ranked, measured) for layer in self.layers]
+        total = Row(
+            counted(len(self.layers), "weight"),
+            [
+                Cell(f"{self.size:,}"), *([Cell("")] * (several + ranked)),
+                numeral(self.requested), numeral(self.sparsity), Cell(f"{self.nnz:,}"),
+                *([Cell("")] * 3 * measured), Cell(f"{1e3 * self.seconds:.1f}"),
+            ],
+        )  # fmt: skip
+        return Sheet(
+            title=f"{self.title}, sparsity {self.requested:.1%}",
+            facts=self._facts(),
+            warnings=self._warnings(),
+            listed=by_reason("left alone", ((one.name, one.reason) for one in self.skipped)),
+            notes=self.notes,
+            columns=columns,
+            rows=rows,
+            total=total,
+            caption=_CAPTION if measured else "",
         )
-        table.add_column("weight", overflow="fold")
-        errors = ("spectral", "Frobenius", "values") if measured else ()
-        for name in ("shape", *(["rank"] if ranked else []), "sparsity", *errors, "ms"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for layer in self.layers:
-            found = (layer.spectral, layer.frobenius, layer.singular_values)
-            table.add_row(
-                plain_text(layer.name),
-                "x".join(map(str, layer.shape)),
-                *([str(layer.rank or "-")] if ranked else []),
-                f"{layer.sparsity:.4f}",
-                *(("-" if e is None else f"{e:.4f}") for e in found if measured),
-                f"{1e3 * layer.seconds:.1f}",
-            )
-        table.add_section()
-        table.add_row(
-            f"{len(self.layers)} weight" + ("s" if len(self.layers) != 1 else ""),
-            f"{self.size}",
-            *([""] if ranked else []),
-            f"{self.sparsity:.4f}",
-            *("" for _ in errors),
-            f"{1e3 * self.seconds:.1f}",
-        )
-        if measured:
-            table.caption = "errors are relative; values: leading singular values, mean"
-        return table
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.table()
-        for reason, group in groupby(sorted(self.skipped, key=_reason), key=_reason):
-            shown = _shortened([skipped.name for skipped in group])
-            yield plain_text(f"left alone, {reason}: {shown}")
-        for what, reason_of in (
-            ("not calibrated", _why_uncalibrated), ("calibrated on little", _why_few),
-        ):  # fmt: skip
-            named = sorted((layer for layer in self.layers if reason_of(layer)), key=reason_of)
-            for reason, layers in groupby(named, key=reason_of):
-                yield plain_text(f"{what}, {reason}: {_shortened([x.name for x in layers])}")
-        missed = [layer.name for layer in self.layers if layer.missed]
-        if missed:
-            yield plain_text(f"missed their budget, scores too far apart: {_shortened(missed)}")
-        for pattern in self.unmatched:
-            yield plain_text(f"matched no weight: {pattern}")
-        for note in self.notes:
-            yield plain_text(note)
+    def _row(self, layer: LayerReport, several: bool, ranked: bool, measured: bool) -> Row:
+        errors = (layer.spectral, layer.frobenius, layer.singular_values)
+        cells = [
+            sizes(layer.shape),
+            *([numeral(layer.recipe + 1, "d")] * several),
+            *([numeral(layer.rank or None, "d")] * ranked),
+            numeral(layer.requested),
+            numeral(layer.sparsity),
+            numeral(layer.nnz, ","),
+            *(numeral(error) for error in errors if measured),
+            numeral(1e3 * layer.seconds, ".1f"),
+        ]
+        return Row(layer.name, cells, layer.before, layer.after)
 
-    def __str__(self) -> str:
-        return as_text(100, self)
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [
+            ("zeros", f"{self.sparsity:.2%}"),
+            ("weights pruned", f"{len(self.layers):,}"),
+            ("entries kept", f"{self.nnz:,} of {self.size:,}"),
+            ("left alone", f"{len(self.skipped):,}"),
+        ]
+        found = [layer.spectral for layer in self.layers if layer.spectral is not None]
+        values = [x.singular_values for x in self.layers if x.singular_values is not None]
+        if found and values:
+            facts += [
+                ("spectral error, median", f"{statistics.median(found):.3f}"),
+                ("change of singular values, median", f"{statistics.median(values):.3f}"),
+            ]
+        passes = None if self.calibration is None else counted(self.calibration.passes, "pass")
+        return [
+            *facts,
+            ("calibration", "none" if passes is None else passes.replace("passs", "passes")),
+            ("seed", str(self.seed)),
+            ("time", f"{self.seconds:.2f} s"),
+        ]
 
-
-def _reason(skipped: Skipped) -> str:
-    return skipped.reason
-
-
-def _why_uncalibrated(layer: LayerReport) -> str:
-    return layer.uncalibrated or ""
-
-
-def _why_few(layer: LayerReport) -> str:
-    return layer.few or ""
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    def _warnings(self) -> list[Listed]:
+        missed = in_order(layer.name for layer in self.layers if layer.missed)
+        unseen = ((x.name, x.uncalibrated) for x in self.layers if x.uncalibrated)
+        few = ((x.name, x.few) for x in self.layers if x.few)
+        return [
+            *([Listed("missed their budget", "scores too far apart", missed)] if missed else []),
+            *by_reason("not calibrated", unseen),
+            *by_reason("calibrated on little", few),
+            *(Listed("matched no weight", "", [pattern]) for pattern in self.unmatched),
+        ]
 
 
 def plain(value: Any) -> Any:

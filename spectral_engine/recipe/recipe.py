@@ -168,6 +168,15 @@ class Recipe:
             )
         return found[0]
 
+    def _repr_html_(self) -> str:
+        from spectral_engine.pages.html import definitions  # noqa: PLC0415  (jinja2)
+
+        shown = [(part.name, getattr(self, part.name)) for part in fields(self)]
+        named = [(name, value) for name, value in shown if value not in (None, False, Select())]
+        return definitions(
+            "Recipe", [(name, repr(value), first_line(value)) for name, value in named]
+        )
+
     def __repr__(self) -> str:
         parts = [repr(self.method)]
         for part in fields(self)[1:]:
@@ -234,6 +243,12 @@ def save_recipes(
         _require("recipes", recipe, Recipe, "recipes")
     plain = [recipe.to_dict() for recipe in recipes]
     write(plain, file_path("path", path), force=boolean("force", force))
+
+
+def first_line(value: Any) -> str:
+    """What the class of a part says it is, in a line; nothing for plain values."""
+    said = type(value).__doc__ if not isinstance(value, bool | str) else None
+    return (said or "").partition("\n")[0]
 
 
 def _require(name: str, value: Any, kind: type, expected: str) -> None:

@@ -71,6 +71,11 @@ class Sparsified:
     report: SparsifyReport
     bias: torch.Tensor | None = None
 
+    def __repr__(self) -> str:
+        """The size and what is left of it; the array itself is `weight`."""
+        size = "x".join(map(str, self.weight.shape))
+        return f"Sparsified({size}, sparsity {self.sparsity:.4f}, nnz {self.nnz:,})"
+
     @property
     def mask(self) -> Any:
         """Boolean array, True where the weight is not zero; made when asked for, not stored."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from spectral_engine._util.checks import integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
+from spectral_engine._util.text import natural
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.arrays import as_tensor
 from spectral_engine.spectral.compute import (
@@ -49,6 +50,15 @@ class Spectrum:
     Vh: Any
     error: Any
     iterations: int
+
+    def __repr__(self) -> str:
+        """The shapes and the ends of the spectrum; the arrays are attributes."""
+        *batch, rank = self.S.shape
+        m, n = self.U.shape[-2], self.Vh.shape[-1]
+        size = "x".join(map(str, (*batch, m, n)))
+        values = self.S.reshape(-1)
+        ends = f", S {float(values.max()):.4g} to {float(values.min()):.4g}" if len(values) else ""
+        return f"Spectrum({size}, rank {rank}{ends})"
 
 
 def spectrum(
@@ -147,7 +157,7 @@ def spectra(
         seed: of test matrices and start vectors.
 
     Returns:
-        A row for each weight, in the order of the model or file.
+        A row for each weight, in the order of the model; of a file in natural order of the names.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came; a weight that
@@ -175,6 +185,9 @@ def spectra(
                 report(row)
 
             for_each_batch(partial(measure, options=options), take, weights, options)
-    layers = [rows[weight.name] for weight in weights]
+    names = [weight.name for weight in weights]
+    if not isinstance(model, nn.Module):
+        names.sort(key=natural)  # a file has 10 before 2
+    layers = [rows[name] for name in names]
     seconds = time.perf_counter() - start
     return Spectra(options.rank, options.tolerance, layers, skipped, seconds)

@@ -1,31 +1,37 @@
 """Two states of one network, compared weight by weight: how far pruning moved its spectrum."""
 
-import json
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.table import Table
 from torch import nn
 
-from spectral_engine._util.checks import boolean, file_path, integer
+from spectral_engine._util.checks import integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
-from spectral_engine._util.text import as_text, plain_text
+from spectral_engine._util.text import natural
 from spectral_engine._util.threads import for_each
-from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.checkpoints.formats.base import brief
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.selector import Selector
-from spectral_engine.matrix.errors import batch_errors, errors
+from spectral_engine.matrix.errors import batch_errors, errors, leading
+from spectral_engine.pages.report import Report
+from spectral_engine.pages.sheet import (
+    Column,
+    Listed,
+    Row,
+    Sheet,
+    by_reason,
+    counted,
+    in_order,
+    numeral,
+    sizes,
+)
 from spectral_engine.spectral.compute import COPIES
 from spectral_engine.spectral.weights import Weight, require_found, weights_of
 
-WIDTH = 110
 #: Names in a message, before it says how many more there are.
 _SHOWN = 4
 
@@ -40,6 +46,7 @@ class LayerErrors:
     spectral, frobenius: relative errors ||A - S|| / ||A||, infinite where A = 0 and S is not
     mean_singular_value, worst_singular_value: relative errors of the leading singular values
     left_angle, right_angle: the largest principal angle between the leading subspaces, radians
+    before, after: the leading singular values of the two, descending; of all blocks together
 
     >>> import copy, torch, spectral_engine as se
     >>> dense = torch.nn.Linear(2, 2)
@@ -61,13 +68,15 @@ class LayerErrors:
     worst_singular_value: float
     left_angle: float
     right_angle: float
+    before: tuple[float, ...] = field(default=(), repr=False)
+    after: tuple[float, ...] = field(default=(), repr=False)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found; `print` shows it as a table.
+@dataclass(frozen=True, repr=False)
+class Comparison(Report):
+    """What `compare` found; `print` shows it as a table, `to_html` writes a page.
 
-    layers: a row for each weight, in the order of the dense network
+    layers: a row for each weight, in the order of the dense network; of files in natural order
     skipped: what was not compared, with the reason
 
     >>> import torch, spectral_engine as se
@@ -91,54 +100,60 @@ class Comparison:
         ]
         return {"layers": rows, "skipped": [asdict(skipped) for skipped in self.skipped]}
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write JSON, whole or not at all.
+    def summary(self) -> str:
+        """How many weights, and the worst of their spectral errors."""
+        worst = max((row.spectral for row in self.layers), default=0.0)
+        return f"{counted(len(self.layers), 'weight')}, spectral errors up to {worst:.4f}"
 
-        Args:
-            path: the file.
-            force: replace the file if it exists.
-
-        Raises:
-            FileExistsError: the file exists, and `force` is False.
-        """
-        with replacing_file(file_path("path", path), force=boolean("force", force)) as file:
-            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
-
-    def table(self) -> Table:
-        """A row for each weight, for rich."""
-        table = Table(
-            title=f"{len(self.layers)} weights",
+    def sheet(self) -> Sheet:
+        """A row for each weight."""
+        endless = [row.name for row in self.layers if not math.isfinite(row.spectral)]
+        changed = sum(row.spectral > 0.0 for row in self.layers)
+        errors = sorted(row.spectral for row in self.layers)
+        facts = [("weights", f"{len(self.layers):,}"), ("changed", f"{changed:,}")]
+        if errors:
+            facts += [
+                ("spectral error, median", f"{errors[len(errors) // 2]:.3f}"),
+                ("spectral error, worst", f"{errors[-1]:.3f}"),
+            ]
+        return Sheet(
+            title=f"{counted(len(self.layers), 'weight')} compared",
+            facts=[*facts, ("not compared", f"{len(self.skipped):,}")],
+            warnings=[Listed("not zero where the dense one is", "", in_order(endless))]
+            if endless
+            else [],
+            listed=by_reason("not compared", ((one.name, one.reason) for one in self.skipped)),
+            columns=_COLUMNS,
+            rows=[
+                Row(
+                    row.name,
+                    [
+                        sizes(row.shape), numeral(row.sparsity), numeral(row.spectral),
+                        numeral(row.frobenius), numeral(row.mean_singular_value),
+                        numeral(row.worst_singular_value),
+                        numeral(math.degrees(row.left_angle), ".1f"),
+                        numeral(math.degrees(row.right_angle), ".1f"),
+                    ],
+                    row.before,
+                    row.after,
+                )
+                for row in self.layers
+            ],
             caption="relative errors; angles between the leading subspaces in degrees",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
-        table.add_column("weight", overflow="fold")
-        for name in (
-            "shape", "sparsity", "spectral", "Frobenius", "values", "worst", "left", "right",
-        ):  # fmt: skip
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in self.layers:
-            table.add_row(
-                plain_text(row.name),
-                "x".join(map(str, row.shape)),
-                *(
-                    f"{value:.4f}"
-                    for value in (
-                        row.sparsity,
-                        row.spectral,
-                        row.frobenius,
-                        row.mean_singular_value,
-                        row.worst_singular_value,
-                    )
-                ),
-                f"{math.degrees(row.left_angle):.1f}",
-                f"{math.degrees(row.right_angle):.1f}",
-            )
-        return table
+            curves=("dense", "pruned"),
+        )  # fmt: skip
 
-    def __str__(self) -> str:
-        left = (plain_text(f"not compared: {one.name}, {one.reason}") for one in self.skipped)
-        return as_text(WIDTH, self.table(), *left)
+
+_COLUMNS = [
+    Column("shape"),
+    Column("sparsity", "the share of zeros in the pruned one", bar=True),
+    Column("spectral", "||A - S||_2 / ||A||_2", bar=True),
+    Column("Frobenius", "||A - S||_F / ||A||_F", bar=True),
+    Column("values", "mean relative change of the leading singular values", bar=True),
+    Column("worst", "largest relative change of a leading singular value", bar=True, extra=True),
+    Column("left", "largest angle between the leading left subspaces, degrees"),
+    Column("right", "largest angle between the leading right subspaces, degrees"),
+]
 
 
 def compare(
@@ -165,7 +180,7 @@ def compare(
             called with each `LayerErrors` as it is done, in no order.
 
     Returns:
-        A row for each weight of the dense network.
+        A row for each weight of the dense network; of files in natural order of the names.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came. A weight that
@@ -233,7 +248,9 @@ def compare(
                     measure(weight)
             else:
                 for_each(measure, weights, lambda weight: COPIES * 8 * weight.size, max_bytes)
-        found.layers.extend(rows[weight.name] for weight in weights)
+        if not isinstance(dense, nn.Module):
+            names.sort(key=natural)  # a file has 10 before 2
+        found.layers.extend(rows[name] for name in names if name in rows)
     return found
 
 
@@ -258,6 +275,8 @@ def _measure(weight: Weight, other: Weight, rank: int) -> LayerErrors:
         worst_singular_value=float(result.singular_values.max()),
         left_angle=float(result.left_angles.max()),
         right_angle=float(result.right_angles.max()),
+        before=leading(result.original),
+        after=leading(result.sparse),
     )
 
 

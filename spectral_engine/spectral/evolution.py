@@ -1,10 +1,12 @@
 """How one weight's spectrum evolved over its records: when it was at rest, when it collapsed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_engine.pages.sheet import Column, Listed, Row, Sheet, counted, numeral
 from spectral_engine.spectral.power_law import Values
 
 #: A largest singular value at most this share of the largest so far has vanished.
@@ -24,6 +26,51 @@ class Evolution:
     stable_rank: Values
     stabilised: int | None
     collapsed: int | None
+
+
+_COLUMNS = [
+    Column("sigma 1 first", "the largest singular value at the first record"),
+    Column("sigma 1 last", "the same at the last record"),
+    Column("stable rank first", "||W||_F^2 / ||W||_2^2"),
+    Column("stable rank last"),
+    Column("stabilised", "the step at which the spectrum had come to rest"),
+    Column("collapsed", "the step at which it had collapsed"),
+]
+
+
+def evolution_sheet(
+    steps: NDArray[np.int64], weights: Mapping[str, Evolution], every: int
+) -> Sheet:
+    """What was recorded of each weight, at first and at last.
+
+    Args:
+        steps: at which there are records, (T,).
+        weights: by name.
+        every: steps between records.
+    """
+    collapsed = [name for name, weight in weights.items() if weight.collapsed is not None]
+    facts = [("records", f"{len(steps):,}"), ("every", f"{every:,} steps")]
+    if len(steps):
+        facts.append(("steps", f"{steps[0]:,} to {steps[-1]:,}"))
+    return Sheet(
+        title=f"{counted(len(weights), 'weight')}, {counted(len(steps), 'record')}",
+        facts=facts,
+        warnings=[Listed("spectrum collapsed", "", collapsed)] if collapsed else [],
+        columns=_COLUMNS,
+        rows=[_row(name, weight) for name, weight in weights.items()],
+        curves=("first record", "last record"),
+    )
+
+
+def _row(name: str, weight: Evolution) -> Row:
+    values, ranks = weight.singular_values, weight.stable_rank
+    ends = (values[0, 0], values[-1, 0], ranks[0], ranks[-1]) if len(values) else (None,) * 4
+    cells = [
+        numeral(ends[0], ".4g"), numeral(ends[1], ".4g"), numeral(ends[2], ".1f"),
+        numeral(ends[3], ".1f"), numeral(weight.stabilised, "d"), numeral(weight.collapsed, "d"),
+    ]  # fmt: skip
+    first, last = (values[0].tolist(), values[-1].tolist()) if len(values) else ([], [])
+    return Row(name, cells, first, last)
 
 
 def stabilised_from(values: Values, tolerance: float, window: int) -> int | None:

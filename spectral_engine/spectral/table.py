@@ -1,26 +1,24 @@
 """The spectra of a network: a row for each weight, as a table, dictionary, data frame or file."""
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
-from rich.table import Table
 
-from spectral_engine._util.checks import boolean, file_path
+from spectral_engine._util.checks import file_path
 from spectral_engine._util.optional import optional
-from spectral_engine._util.text import as_text, plain_text
-from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.layers.find import Skipped
+from spectral_engine.pages.report import Report
+from spectral_engine.pages.sheet import Cell, Column, Row, Sheet, by_reason, counted, numeral, sizes
 from spectral_engine.spectral.power_law import PowerLaw
 from spectral_engine.spectral.statistics import Statistics
 
-#: The width of a printed table.
-WIDTH = 132
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class LayerSpectrum:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    singular_values: tuple[float, ...]
+    singular_values: tuple[float, ...] = field(repr=False)
     statistics: Statistics
     seconds: float
     known: NDArray[np.float64] = field(repr=False, compare=False)
@@ -77,14 +75,14 @@ class LayerSpectrum:
         }
 
 
-@dataclass(frozen=True)
-class Spectra:
-    """What `spectra` found; `print` shows it as a table.
+@dataclass(frozen=True, repr=False)
+class Spectra(Report):
+    """What `spectra` found; `print` shows it as a table, `to_html` writes a page.
 
     It is iterated over as its rows, and a row is found by any name of its weight.
 
     rank, tolerance: as they were asked for
-    layers: a row for each weight, in the order of the model or file
+    layers: a row for each weight, in the order of the model; of a file in natural order
     skipped: what has no spectrum, with the reason
     seconds: the time of the whole run
 
@@ -142,29 +140,22 @@ class Spectra:
             rows.append(row | law)
         return pandas.DataFrame(rows).set_index("name")
 
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write JSON, whole or not at all.
+    @overload
+    def plot(self) -> "Figure": ...
+
+    @overload
+    def plot(self, path: str | os.PathLike[str]) -> Path: ...
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Path | Figure":
+        """Draw the singular values of every weight, and their ranks, of many by kind of layer.
 
         Args:
-            path: the file.
-            force: replace the file if it exists.
-
-        Raises:
-            FileExistsError: the file exists, and `force` is False.
-        """
-        with replacing_file(file_path("path", path), force=boolean("force", force)) as file:
-            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
-
-    def plot(self, path: str | Path) -> Path:
-        """Draw the singular values of every weight, and its ranks, to an image file.
-
-        Args:
-            path: with an ending that Matplotlib knows, such as .png or .pdf.
+            path: an image file, with an ending that Matplotlib knows, such as .png or .pdf.
 
         Returns:
-            The path.
+            The path; without one the figure, which a notebook shows.
         """
-        from spectral_engine.spectral.plots import plot_spectra  # noqa: PLC0415  (matplotlib)
+        from spectral_engine.spectral.plots import plot_spectra, written  # noqa: PLC0415
 
         full = np.array([layer.count for layer in self.layers])
         found = [layer.statistics for layer in self.layers]
@@ -174,50 +165,75 @@ class Spectra:
             "values with 90 % of the energy": [one.rank_90 for one in found] / full,
         }
         values = {layer.name: layer.known[layer.known > layer.resolution] for layer in self.layers}
-        return plot_spectra(values, ranks, file_path("path", path))
+        figure = plot_spectra(values, ranks)
+        return figure if path is None else written(figure, file_path("path", path))
 
-    def table(self) -> Table:
-        """A row for each weight, for rich; ~ marks an estimate, >= a lower bound."""
-        table = Table(
-            title=f"{len(self.layers)} weights, {self.seconds:.2f} s",
-            caption="~ estimated; sig. 1: ||W||_2; rank %: values that hold 90/95/99 % of ||W||_F^2"
-            "; edge: Marchenko-Pastur; alpha: exponent of the tail of sigma^2, KS its distance",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+    def summary(self) -> str:
+        """How many weights, of how many values each, and what was left out."""
+        return (
+            f"{counted(len(self.layers), 'weight')}, rank {self.rank}, "
+            f"{len(self.skipped)} without a spectrum"
         )
-        table.add_column("weight", overflow="fold")
-        for name in (
-            "shape", "sig. 1", "Frobenius", "stable", "effective", "rank %", "edge", "above",
-            "alpha", "KS", "condition",
-        ):  # fmt: skip
-            table.add_column(name, justify="right", no_wrap=True)
-        for layer in self.layers:
-            table.add_row(
-                plain_text(layer.name), "x".join(map(str, layer.shape)), *_cells(layer.statistics)
-            )
-        return table
 
-    def __str__(self) -> str:
-        left = (plain_text(f"no spectrum: {one.name}, {one.reason}") for one in self.skipped)
-        return as_text(WIDTH, self.table(), *left)
+    def sheet(self) -> Sheet:
+        """A row for each weight; ~ marks an estimate, >= a lower bound."""
+        return Sheet(
+            title=f"Spectra of {counted(len(self.layers), 'weight')}, {self.seconds:.2f} s",
+            facts=[
+                ("weights", f"{len(self.layers):,}"),
+                ("whole spectra", f"{sum(layer.whole for layer in self.layers):,}"),
+                ("leading values of each", f"{self.rank}"),
+                ("without a spectrum", f"{len(self.skipped):,}"),
+                ("time", f"{self.seconds:.2f} s"),
+            ],
+            listed=by_reason("no spectrum", ((one.name, one.reason) for one in self.skipped)),
+            columns=_COLUMNS,
+            rows=[
+                Row(
+                    layer.name, [sizes(layer.shape), *_cells(layer.statistics)],
+                    after=layer.singular_values,
+                )
+                for layer in self.layers
+            ],
+            caption="~ estimated; sig. 1: ||W||_2; rank %: values that hold 90/95/99 % of "
+            "||W||_F^2; edge: Marchenko-Pastur; alpha: exponent of the tail of sigma^2, KS its "
+            "distance",
+            curves=("", "singular values"),
+        )  # fmt: skip
 
 
-def _cells(row: Statistics) -> Iterator[str]:
-    def mark(*names: str) -> str:
-        return "~" if any(name in row.estimated for name in names) else ""
+_COLUMNS = [
+    Column("shape"),
+    Column("sig. 1", "the largest singular value"),
+    Column("Frobenius", "||W||_F", extra=True),
+    Column("stable", "stable rank, ||W||_F^2 / ||W||_2^2"),
+    Column("effective", "effective rank, exp of the entropy of the spectrum"),
+    Column("rank %", "values that hold 90/95/99 % of the energy", extra=True),
+    Column("edge", "of Marchenko and Pastur, for noise of the same size", extra=True),
+    Column("above", "values above that edge", extra=True),
+    Column("alpha", "exponent of the tail of sigma^2", extra=True),
+    Column("KS", "distance of the tail from its power law", extra=True),
+    Column("condition", "the largest singular value by the least"),
+]
 
-    yield f"{row.spectral:.4g}"
-    yield f"{row.frobenius:.4g}"
-    yield f"{row.stable_rank:.1f}"
-    yield f"{mark('effective_rank')}{row.effective_rank:.1f}"
-    ranks = f"{row.rank_90}/{row.rank_95}/{row.rank_99}"
-    yield f"{mark('rank_90', 'rank_95', 'rank_99')}{ranks}"
-    yield "-" if row.edge is None else f"{mark('edge')}{row.edge:.3g}"
-    yield "-" if row.above_edge is None else f"{mark('above_edge')}{row.above_edge}"
+
+def _cells(row: Statistics) -> Iterator[Cell]:
+    def cell(value: float | None, form: str, *names: str, sign: str = "~") -> Cell:
+        if value is None:
+            return Cell("-")
+        mark = sign if any(name in row.estimated for name in names) else ""
+        return numeral(value, form, mark)
+
+    yield cell(row.spectral, ".4g")
+    yield cell(row.frobenius, ".4g")
+    yield cell(row.stable_rank, ".1f")
+    yield cell(row.effective_rank, ".1f", "effective_rank")
+    first = cell(row.rank_90, "d", "rank_90", "rank_95", "rank_99")
+    yield Cell(f"{first.text}/{row.rank_95}/{row.rank_99}", first.key)
+    yield cell(row.edge, ".3g", "edge")
+    yield cell(row.above_edge, "d", "above_edge")
     law = row.power_law
-    yield "-" if law is None else f"{mark('power_law')}{law.alpha:.2f}±{law.alpha_error:.2f}"
-    yield "-" if law is None else f"{law.distance:.3f}"
-    if row.condition is None:
-        yield "-"
-    else:
-        yield f"{'>=' if 'condition' in row.estimated else ''}{row.condition:.2g}"
+    alpha = cell(None if law is None else law.alpha, ".2f", "power_law")
+    yield alpha if law is None else Cell(f"{alpha.text}±{law.alpha_error:.2f}", alpha.key)
+    yield cell(None if law is None else law.distance, ".3f")
+    yield cell(row.condition, ".2g", "condition", sign=">=")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from spectral_engine._util.checks import file_path, integer, number
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.arrays import largest_magnitude
+from spectral_engine.pages.report import Shown
+from spectral_engine.pages.sheet import Sheet
 from spectral_engine.spectral.compute import (
     MAX_BYTES,
     SpectraOptions,
@@ -25,18 +27,26 @@ from spectral_engine.spectral.compute import (
     norm_of,
     norm_of_values,
 )
-from spectral_engine.spectral.evolution import Evolution, collapsed_from, stabilised_from
+from spectral_engine.spectral.evolution import (
+    Evolution,
+    collapsed_from,
+    evolution_sheet,
+    stabilised_from,
+)
 from spectral_engine.spectral.power_law import Values
 from spectral_engine.spectral.records import Records, read_state, write_state
 from spectral_engine.spectral.statistics import effective_rank
 from spectral_engine.spectral.weights import Weight, of_model, require_found
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Up to this min(m, n) a record takes the whole spectrum, and with it the effective rank.
 FULL_SIZE = 512
 FORMAT = "spectral_engine.SpectrumTracker 1"
 
 
-class SpectrumTracker:
+class SpectrumTracker(Shown):
     """Records the leading singular values of every weight of a model every `every` steps.
 
     Without an optimizer, whose steps are counted by a hook, call `.step()` after each step. A
@@ -254,31 +264,51 @@ class SpectrumTracker:
     def _step(self, record: int | None) -> int | None:
         return None if record is None else int(self.steps[record])
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the evolution of every weight's spectrum to an image file.
+    def summary(self) -> str:
+        """How many weights, how often, and how many records there are."""
+        return (
+            f"{len(self._sizes)} weights, rank {self.rank}, every {self.every} steps; "
+            f"{len(self._records)} records, step {self.count}"
+        )
 
-        Args:
-            path: with an ending that Matplotlib knows, such as .png or .pdf.
+    def sheet(self) -> Sheet:
+        """A row for each weight: its spectrum at first and at last."""
+        return evolution_sheet(self.steps, self._evolution(), self.every)
 
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: nothing was recorded yet.
-        """
-        from spectral_engine.spectral.plots import plot_evolution  # noqa: PLC0415  (matplotlib)
-
-        if len(self._records) == 0:
-            raise ValueError("tracker: expected at least one record to plot; got none")
+    def _evolution(self) -> dict[str, Evolution]:
         stabilised, collapsed = self.stabilised(), self.collapsed()
-        weights = {
+        return {
             name: Evolution(
                 self.singular_values(name), self.stable_rank(name), stabilised[name],
                 collapsed[name],
             )
             for name in self.names
         }  # fmt: skip
-        return plot_evolution(self.steps, weights, self.rank, file_path("path", path))
+
+    @overload
+    def plot(self) -> "Figure": ...
+
+    @overload
+    def plot(self, path: str | os.PathLike[str]) -> Path: ...
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Path | Figure":
+        """Draw the evolution of the spectra: a panel a weight or, of many, a panel a kind.
+
+        Args:
+            path: an image file, with an ending that Matplotlib knows, such as .png or .pdf.
+
+        Returns:
+            The path; without one the figure, which a notebook shows.
+
+        Raises:
+            ValueError: nothing was recorded yet.
+        """
+        from spectral_engine.spectral.plots import plot_evolution, written  # noqa: PLC0415
+
+        if len(self._records) == 0:
+            raise ValueError("tracker: expected at least one record to plot; got none")
+        figure = plot_evolution(self.steps, self._evolution(), self.rank)
+        return figure if path is None else written(figure, file_path("path", path))
 
     # Resuming
 

@@ -5,18 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich import box
-from rich.table import Table
 from torch import nn
 
 from spectral_engine._util.checks import boolean, integer, number
-from spectral_engine._util.text import as_text
 from spectral_engine.distributed.shards import here
 from spectral_engine.layers.find import find_layers
 from spectral_engine.layers.names import named_tensors
 from spectral_engine.layers.selector import RecipeSelector
 from spectral_engine.layers.storage import memory_of, require_writable
 from spectral_engine.masking.model import mask_layers
+from spectral_engine.pages.report import Shown
+from spectral_engine.pages.sheet import Cell, Column, Listed, Row, Sheet, in_order, numeral
 from spectral_engine.pruning.model import as_calibration, prune
 from spectral_engine.pruning.plan import splits_of
 from spectral_engine.pruning.report import PruneReport
@@ -36,7 +35,7 @@ class SpectrumCollapse(UserWarning):
     """A weight's spectrum has not recovered in the training after a pruning."""
 
 
-class Pruner:
+class Pruner(Shown):
     """Prunes a model in training as a schedule says.
 
     Call `step()` before each step of training. A warning is given, once for each weight, when a
@@ -236,29 +235,35 @@ class Pruner:
             "rounds": [one.to_dict() for one in self.rounds],
         }
 
-    def table(self) -> Table:
-        """One row a round, for rich: the spectra kept and recovered, the least over the weights."""
-        names = " or ".join(map(repr, self._last_recipes))
-        table = Table(
-            title=f"{names}, {len(self._rounds)} of {len(self.schedule.targets)} rounds",
-            caption="kept, recovered: share of the first spectrum after pruning, after training",
-            box=box.SIMPLE,
-        )
-        for name in ("step", "sparsity", "kept", "recovered", "least of"):
-            table.add_column(name, justify="right", no_wrap=name != "least of")
-        for one in self.rounds:
-            worst = min(one.recovered, key=lambda name: one.recovered[name], default="")
-            table.add_row(
-                str(one.step),
-                f"{one.sparsity:.4f}",
-                f"{min(one.kept.values()):.1%}" if one.kept else "-",
-                f"{one.recovered[worst]:.1%}" if worst else "-",
-                worst,
-            )
-        return table
+    def summary(self) -> str:
+        """The schedule's progress."""
+        ended = ", finished" if self.finished else ""
+        return f"{self._title}, step {self.count}{ended}"
 
-    def __str__(self) -> str:
-        return as_text(100, self.table())
+    @property
+    def _title(self) -> str:
+        names = " or ".join(map(repr, self._last_recipes))
+        return f"{names}, {len(self._rounds)} of {len(self.schedule.targets)} rounds"
+
+    def sheet(self) -> Sheet:
+        """One row a round: the spectra kept and recovered, the least over the weights."""
+        rounds = self.rounds
+        facts = [
+            ("rounds", f"{len(rounds)} of {len(self.schedule.targets)}"),
+            ("step", f"{self.count:,}"),
+        ]
+        if rounds:
+            facts.append(("zeros", f"{rounds[-1].sparsity:.2%}"))
+        collapsed = in_order(self._collapsed)
+        return Sheet(
+            title=self._title,
+            name="step",
+            facts=facts,
+            warnings=[Listed("spectrum does not recover", "", collapsed)] if collapsed else [],
+            columns=_COLUMNS,
+            rows=[_row(one) for one in rounds],
+            caption="kept, recovered: share of the first spectrum after pruning, after training",
+        )
 
     # Resuming
 
@@ -299,6 +304,24 @@ class Pruner:
         self.count, self.finished, self._rounds = read.count, read.finished, read.rounds
         self._pruned, self._collapsed, self._early = read.pruned, read.collapsed, read.early
         mask_layers(masked)
+
+
+_COLUMNS = [
+    Column("sparsity", "the share of zeros over all pruned weights", bar=True),
+    Column("kept", "share of the first spectrum after pruning, the least of all weights", bar=True),
+    Column("recovered", "the same after training", bar=True),
+    Column("least of", "the weight that recovered least", words=True),
+]
+
+
+def _row(one: Round) -> Row:
+    worst = min(one.recovered, key=lambda name: one.recovered[name], default="")
+    kept = min(one.kept.values(), default=None)
+    cells = [
+        numeral(one.sparsity), numeral(kept, ".1%"), numeral(one.recovered.get(worst), ".1%"),
+        Cell(worst),
+    ]  # fmt: skip
+    return Row(str(one.step), cells)
 
 
 def _parameter(name: str) -> str:

@@ -109,6 +109,34 @@ def test_long_names_stay_on_one_line_in_a_log(tmp_path, call):
     assert "\x1b" not in out
 
 
+def test_report_is_a_page(source, call):
+    """Catches --report that is not written, is written over a file of the user's, or is found out
+    to be impossible only after the work."""
+    status, out, err = call("prune", source, "-o", "o.safetensors", "--measure",
+                            "--report", "prune.html")  # fmt: skip
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-2:] == ["wrote prune.html", "wrote o.safetensors"]
+    rest = {
+        "compress": ["o.safetensors", "-o", "small.safetensors"],
+        "spectrum": ["o.safetensors"],
+        "compare": [source, "o.safetensors"],
+    }
+    for command, arguments in rest.items():
+        status, out, _ = call(command, *arguments, "--report", f"{command}.html")
+        assert status == 0
+        assert f"wrote {command}.html" in out
+    for command in ("prune", *rest):
+        assert "a.<wbr>weight" in Path(f"{command}.html").read_text()
+    Path("mine.html").write_text("mine")
+    before = sorted(os.listdir())
+    for name, message in (("mine.html", "is no report"), ("r.txt", "ends in .html"),
+                          ("no/r.html", "expected a folder")):  # fmt: skip
+        status, out, err = call("prune", source, "-o", "new.safetensors", "--report", name)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert message in err
+    assert sorted(os.listdir()) == before
+
+
 ERRORS = [
     (["no.safetensors", "-o", "out.safetensors"], "no.safetensors: No such file or directory"),
     (["in.txt", "-o", "out.safetensors"], "expected a folder or a .safetensors, "),
@@ -179,7 +207,7 @@ def test_usage(call):
     assert status == 0
     for option in (
         "output", "recipe", "sparsity", "seed", "targets", "ignore", "measure", "compress", "force",
-        "json",
+        "report", "json",
     ):  # fmt: skip
         assert f"--{option}" in out
     assert "--no-force" not in out

@@ -67,7 +67,7 @@ def test_spectrum_table_and_plot(dense: Path, monkeypatch, capsys) -> None:
     assert code == 0
     assert "embed.weight" in out
     assert "layer.weight" in out
-    assert "no spectrum: codes" in out
+    assert "no spectrum, int64 has no spectrum: codes" in out
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -106,7 +106,7 @@ def test_compare_against_closed_forms(dense: Path, monkeypatch, capsys) -> None:
     code, out, _ = run(monkeypatch, capsys, "compare", dense, target)
     assert code == 0
     assert "layer.weight" in out
-    assert "not compared: codes" in out
+    assert "not compared, int64 has no spectrum: codes" in out
 
 
 def test_compare_refuses_what_does_not_match(dense: Path, monkeypatch, capsys) -> None:

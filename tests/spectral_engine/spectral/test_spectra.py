@@ -17,10 +17,10 @@ from torch.nn.utils import parametrizations, prune
 
 import spectral_engine as se
 from spectral_engine._util import threads as parallel
+from spectral_engine._util.text import WIDTH
 from spectral_engine.layers import views as layer_views
 from spectral_engine.layers.find import find_layers
 from spectral_engine.layers.selector import Selector
-from spectral_engine.spectral import table as spectra_table
 from spectral_engine.spectral.weights import weights_of
 
 
@@ -354,7 +354,7 @@ def test_table_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         table.save(tmp_path / "t.json")
     text = str(table)
     assert "zero.weight" in text
-    assert max(map(len, text.splitlines())) <= spectra_table.WIDTH
+    assert max(map(len, text.splitlines())) <= WIDTH
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match="to_pandas needs pandas: pip install pandas"):
         table.to_pandas()

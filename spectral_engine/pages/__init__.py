@@ -1,0 +1,1 @@
+"""Reports as tables on a terminal, as pages in a browser, and as cells of a notebook."""
