@@ -49,6 +49,7 @@ from spectral_engine.spectral.power_law import PowerLaw
 from spectral_engine.spectral.statistics import Statistics
 from spectral_engine.spectral.table import LayerSpectrum, Spectra
 from spectral_engine.spectral.tracker import SpectrumTracker
+from spectral_engine.training.callbacks import lightning_callback, trainer_callback
 from spectral_engine.training.pruner import Pruner, SpectrumCollapse
 from spectral_engine.training.rounds import Round
 from spectral_engine.training.schedules import Constant, Cubic, Iterative, OneShot, Schedule
@@ -120,6 +121,7 @@ __all__ = [
     "decompress_file",
     "errors",
     "finalize",
+    "lightning_callback",
     "load_recipes",
     "mask_zeros",
     "masks",
@@ -132,6 +134,7 @@ __all__ = [
     "sparsify",
     "spectra",
     "spectrum",
+    "trainer_callback",
 ]
 
 _transformers_hook.install()

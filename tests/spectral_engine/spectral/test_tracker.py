@@ -276,9 +276,11 @@ def test_trainer_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = se.SpectrumTracker(network(), every=2)
     callback = trainer_callback(tracker)
     assert isinstance(callback, fake.TrainerCallback)
-    callback.on_train_begin(None, types.SimpleNamespace(global_step=0), None, model=None)
+    state = types.SimpleNamespace(global_step=0)
+    callback.on_train_begin(None, state, None, model=None)
     for _ in range(3):
-        callback.on_step_end(None, None, None)
+        state.global_step += 1
+        callback.on_step_end(None, state, None)
     callback.on_train_end(None, None, None)
     assert tracker.steps.tolist() == [0, 2, 3]
 
@@ -319,6 +321,7 @@ def test_trainings_that_go_on_are_counted_on(monkeypatch: pytest.MonkeyPatch) ->
         state = types.SimpleNamespace(global_step=first)
         callback.on_train_begin(None, state, None)
         for _ in range(first, last):
+            state.global_step += 1
             callback.on_step_end(None, state, None)
         callback.on_train_end(None, state, None)
 

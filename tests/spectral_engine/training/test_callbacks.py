@@ -59,6 +59,7 @@ def transformers(model, state, resumed, **options) -> None:
     model.load_state_dict(state)
     callback.on_train_begin(None, at, None, model=model)
     steps(model)
+    at.global_step += 3
     callback.on_step_end(None, at, None)
     callback.on_train_end(None, at, None)
 
@@ -153,3 +154,108 @@ def test_a_wrapped_model_is_rewound_and_resumed(wrap):
     steps(plain)
     assert resumed.step() is not None
     assert torch.equal(plain[0].weight, early["0.weight"] * (plain[0].weight != 0))
+
+
+SCHEDULE = se.Iterative(0.75, rounds=3, start=2, every=4)
+
+
+def lightning_steps(callback, model, first: int, last: int, saved=None) -> dict:
+    """Batches, two to a step, as Lightning calls them; the state in a checkpoint at the end."""
+    trainer = types.SimpleNamespace(global_step=first, ckpt_path=None if saved is None else "x")
+    if saved is not None:
+        callback.load_state_dict(saved)
+    callback.on_train_start(trainer, model)
+    for batch in range(2 * first, 2 * last):
+        callback.on_train_batch_start(trainer, model, None, batch)
+        trainer.global_step = (batch + 1) // 2
+        if batch % 2:
+            one_step(model, batch)
+        callback.on_train_batch_end(trainer, model, None, None, batch)
+    return callback.state_dict()
+
+
+def transformers_steps(callback, model, first: int, last: int, folder) -> None:
+    """Steps as the Trainer calls them, with a checkpoint at the end, whose folder it makes."""
+    arguments = types.SimpleNamespace(output_dir=str(folder))
+    state = types.SimpleNamespace(global_step=first)
+    callback.on_train_begin(arguments, state, None, model=model)
+    for step in range(first, last):
+        callback.on_step_begin(arguments, state, None)
+        one_step(model, 2 * step + 1)
+        state.global_step += 1
+        callback.on_step_end(arguments, state, None)
+    (folder / f"checkpoint-{last}").mkdir()
+    callback.on_save(arguments, state, None)
+
+
+def one_step(model: nn.Module, seed: int) -> None:
+    """The same for the same seed; plain descent, which has no state of its own."""
+    model.zero_grad()
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
+    (model(x) - 1).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.001).step()
+
+
+def seeded() -> nn.Module:
+    torch.manual_seed(0)
+    return mlp()
+
+
+@FITS
+def test_a_pruner_goes_on_where_the_checkpoint_ends(fit, tmp_path):
+    """Catches prunings counted in batches, done after the step that they come before, left out or
+    done twice where a training goes on, and masks that are lost there."""
+
+    def build(model):
+        make = lightning_callback if fit is lightning else trainer_callback
+        tracker, pruner = se.SpectrumTracker(model, every=3, rank=2), se.Pruner(model, SCHEDULE)
+        return make(tracker, pruner), tracker, pruner
+
+    whole, first, second = seeded(), seeded(), seeded()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    callback, tracker, pruner = build(whole)
+    if fit is lightning:
+        lightning_steps(callback, whole, 0, 14)
+        saved = lightning_steps(build(first)[0], first, 0, 7)
+    else:
+        transformers_steps(callback, whole, 0, 14, tmp_path / "whole")
+        transformers_steps(build(first)[0], first, 0, 7, tmp_path / "parts")
+    second.load_state_dict(first.state_dict())
+    callback, later, resumed = build(second)
+    if fit is lightning:
+        lightning_steps(callback, second, 7, 14, saved)
+    else:
+        transformers_steps(callback, second, 7, 14, tmp_path / "parts")
+    assert [one.step for one in pruner.rounds] == [one.step for one in resumed.rounds] == [2, 6, 10]
+    assert pruner.count == resumed.count == 14
+    assert tracker.steps.tolist() == later.steps.tolist()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert (second[0].weight == 0).float().mean() == 0.75
+
+
+@FITS
+def test_a_second_training_goes_on_counting(fit, tmp_path):
+    """Catches a schedule that starts again, or never goes on, in a second call of `fit`."""
+    model = seeded()
+    make = lightning_callback if fit is lightning else trainer_callback
+    pruner = se.Pruner(model, SCHEDULE, leading=0)
+    callback = make(pruner=pruner)
+    for part in range(2):
+        if fit is lightning:
+            lightning_steps(callback, model, 0, 5)
+        else:
+            (tmp_path / str(part)).mkdir()
+            transformers_steps(callback, model, 0, 5, tmp_path / str(part))
+    assert [one.step for one in pruner.rounds] == [2, 6]
+
+
+@pytest.mark.parametrize("make", [lightning_callback, trainer_callback])
+def test_what_is_no_tracker_or_pruner_is_refused(make):
+    """Catches arguments in the other order, found out only once training has begun."""
+    pruner = se.Pruner(mlp(), SCHEDULE)
+    with pytest.raises(TypeError, match="tracker: expected a SpectrumTracker; got Pruner"):
+        make(pruner)
+    with pytest.raises(TypeError, match="pruner: expected a Pruner; got int"):
+        make(pruner=3)
