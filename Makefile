@@ -25,7 +25,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench paper gpu check clean distclean
+.PHONY: help install demo test docs bench paper gpu check clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -37,6 +37,10 @@ demo: $(STAMP) ## prune the demo network with every method; table on screen, plo
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+docs: $(STAMP) ## build the documentation site in build/site; a warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -q docs build/site
+	@echo "build/site/index.html"
 
 bench: $(STAMP) ## run the speed suite, then print its ratios to a parallel copy
 	@mkdir -p $(dir $(RESULT))
