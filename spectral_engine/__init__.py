@@ -16,9 +16,17 @@ from spectral_engine.compression import transformers_hook as _transformers_hook
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.file import compress_file, decompress_file
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
+from spectral_engine.compression.low_rank import SparseLowRankConv, SparseLowRankLinear
 from spectral_engine.compression.model import compress, decompress
 from spectral_engine.compression.report import CompressedWeight, CompressReport
 from spectral_engine.distributed.groups import share_work
+from spectral_engine.factored.model import expect_low_rank, merge_low_rank
+from spectral_engine.factored.modules import (
+    LowRankConv1d,
+    LowRankConv2d,
+    LowRankConv3d,
+    LowRankLinear,
+)
 from spectral_engine.layers.find import Skipped
 from spectral_engine.layers.views import View, register_layer
 from spectral_engine.masking.mask import Mask
@@ -28,6 +36,7 @@ from spectral_engine.pruning.file import prune_file
 from spectral_engine.pruning.model import prune
 from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
 from spectral_engine.recipe.budgets import ERK, Budget, Global, MaxError, Pattern, Spectral, Uniform
+from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.methods import Aligned, Magnitude, Method, Principal, Randomized
 from spectral_engine.recipe.presets import PRESETS, preset
 from spectral_engine.recipe.recipe import Recipe, load_recipes, save_recipes
@@ -77,6 +86,11 @@ __all__ = [
     "LayerReport",
     "LayerSpectrum",
     "LeastSquares",
+    "LowRank",
+    "LowRankConv1d",
+    "LowRankConv2d",
+    "LowRankConv3d",
+    "LowRankLinear",
     "Magnitude",
     "Mask",
     "MaxError",
@@ -99,6 +113,8 @@ __all__ = [
     "SparseEmbedding",
     "SparseGPT",
     "SparseLinear",
+    "SparseLowRankConv",
+    "SparseLowRankLinear",
     "Sparsified",
     "SparsifyReport",
     "SparsityMissed",
@@ -120,11 +136,13 @@ __all__ = [
     "decompress",
     "decompress_file",
     "errors",
+    "expect_low_rank",
     "finalize",
     "lightning_callback",
     "load_recipes",
     "mask_zeros",
     "masks",
+    "merge_low_rank",
     "preset",
     "prune",
     "prune_file",

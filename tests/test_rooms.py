@@ -25,7 +25,7 @@ ROOTS = {
 ORDER = {
     "spectral_engine": (
         "_util", "distributed", "checkpoints", "pages", "recipe", "matrix", "layers", "masking",
-        "refitting",
+        "factored", "refitting",
         "sparsifying", "calibration", "pruning", "spectral", "training", "profiling", "compression",
         "demo", "cli",
     ),

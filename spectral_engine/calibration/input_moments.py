@@ -63,15 +63,15 @@ class InputMoments:
             ValueError: a layer that was not there, or had another number of inputs, when these
                 were gathered; or more working memory than `max_bytes`.
         """
-        for layer, refit in requests:
+        for layer, refit, low_rank in requests:
             self._require(layer)
-            needed = held_bytes([Stage([layer], [], workspace=workspace_of(refit))])
+            needed = held_bytes([Stage([layer], [], workspace=workspace_of(refit, low_rank))])
             if needed > max_bytes:
                 raise ValueError(
                     f"max_bytes: the moments of {layer.name} and the working memory of its refit "
                     f"come to {needed:,} bytes; got {max_bytes:,}"
                 )
-        for layer, refit in requests:
+        for layer, refit, _ in requests:
             moments = self.moments.get(layer.name)
             if moments is None:
                 yield Calibrated(layer, None, self.unseen[layer.name])

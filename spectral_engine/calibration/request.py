@@ -12,6 +12,7 @@ from spectral_engine.calibration.batches import Forward, check_batches
 from spectral_engine.calibration.positions import PositionRule
 from spectral_engine.layers.find import Layer
 from spectral_engine.matrix.moments import Moments
+from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.refits import Refit
 
 #: Bytes of moments, and of the working memory of a refit beside them, unless the caller says.
@@ -101,10 +102,11 @@ class Calibration:
 
 
 class Request(NamedTuple):
-    """A layer whose moments are wanted, and the refit that they are for."""
+    """A layer whose moments are wanted, and the refit, and the factors, that they are for."""
 
     layer: Layer
     refit: Refit | None
+    low_rank: LowRank | None = None
 
 
 class Part(Protocol):

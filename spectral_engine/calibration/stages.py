@@ -81,7 +81,7 @@ def stages_of(wanted: list[Wanted], trace: Trace, batches: int) -> tuple[list[St
     sources = {source.key: source for _, found in wanted for source in found}
     groups: dict[tuple[object, ...], Stage] = {}
     unseen = []
-    for (layer, refit), found in wanted:
+    for (layer, refit, low_rank), found in wanted:
         reached = [source for source in found if source.key in trace.calls]
         if not reached:
             unseen.append(layer)
@@ -92,7 +92,7 @@ def stages_of(wanted: list[Wanted], trace: Trace, batches: int) -> tuple[list[St
         key = (*sorted(source.key for source in reached), corrects)
         stage = groups.setdefault(key, Stage([], reached, corrects))
         stage.layers.append(layer)
-        stage.workspace = Workspace(*map(max, stage.workspace, workspace_of(refit)))
+        stage.workspace = Workspace(*map(max, stage.workspace, workspace_of(refit, low_rank)))
         rows = sum(trace.rows[source.key] for source in reached)
         stage.rows = -(-rows * batches // len(trace.batches))
     stages = sorted(groups.values(), key=lambda stage: trace.place(stage.sources[0].key))

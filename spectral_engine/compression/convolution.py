@@ -76,7 +76,7 @@ class SparseConv(SparseLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, out, ...) of (b, in, ...), or both without b."""
         if not self.pointwise:
-            return self._dense_call(x)
+            return self._dense_call(x, self.weight, self.bias)
         dims = len(self.settings["stride"])
         for dim, step in enumerate(self.settings["stride"], -dims):
             if step != 1:
@@ -85,15 +85,17 @@ class SparseConv(SparseLinear):
         channels = x.ndim - dims - 1
         return super().forward(x.movedim(channels, -1)).movedim(-1, channels)
 
-    def _dense_call(self, x: torch.Tensor) -> torch.Tensor:
+    def _dense_call(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         padding = self.settings["padding"]
         if self.settings["padding_mode"] != "zeros":
             x = functional.pad(x, self.around, mode=self.settings["padding_mode"])
             padding = 0
         call: Any = _CALLS[self.kind]
-        bias, stride = self.bias, self.settings["stride"]
+        stride = self.settings["stride"]
         dilation, groups = self.settings["dilation"], self.settings["groups"]
-        y: torch.Tensor = call(x, self.weight, bias, stride, padding, dilation, groups)
+        y: torch.Tensor = call(x, weight, bias, stride, padding, dilation, groups)
         return y
 
     def extra_repr(self) -> str:

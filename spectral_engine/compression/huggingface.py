@@ -10,6 +10,7 @@ Written for transformers 5 (tried with 5.24). Only imported once transformers is
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from spectral_engine.checkpoints.sparse.company import QUANT_METHOD, VERSION
 from spectral_engine.checkpoints.sparse.reader import CompressedFile, open_safetensors
 from spectral_engine.compression.model import FOLLOWERS, SPARSE, decompress, sparse_module
 from spectral_engine.compression.weights import SparseWeight
+from spectral_engine.factored.model import LEFT, RIGHT, expect_low_rank
 
 
 class SparseConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -89,9 +91,11 @@ class SparseQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         tied_names = {*tied, *(tied.values() if isinstance(tied, dict) else ())}
-        for path in kwargs.get("checkpoint_files") or ():
+        paths = [Path(path) for path in kwargs.get("checkpoint_files") or ()]
+        self._place_factors(model, paths)
+        for path in paths:
             # transformers makes every new tensor a meta tensor here; the headers need real ones.
-            with torch.device("cpu"), open_safetensors(Path(path)) as file:
+            with torch.device("cpu"), open_safetensors(path) as file:
                 if isinstance(file, CompressedFile):
                     for name in file.names:
                         if file.form(name) != "dense":
@@ -132,6 +136,20 @@ class SparseQuantizer(HfQuantizer):  # type: ignore[misc]
         }
         parent, _, child = module_name.rpartition(".")
         model.get_submodule(parent)._modules[child] = sparse_module(module, parts)
+
+    def _place_factors(self, model: Any, paths: Iterable[Path]) -> None:
+        """Let layers hold the factors that files have beside their weights, on the meta device."""
+        named: dict[str, torch.Tensor] = {}
+        for path in paths:
+            with torch.device("cpu"), open_safetensors(path) as file:
+                shapes = {name: file.shape(name) for name in file.names}
+            for name, shape in shapes.items():
+                prefix, _, local = name.rpartition(".")
+                weight = _name_in(model, f"{prefix}.weight") if local in (LEFT, RIGHT) else None
+                if weight is not None:
+                    own = f"{weight.removesuffix('weight')}{local}"
+                    named[own] = torch.empty(shape, device="meta")
+        expect_low_rank(model, named)
 
     def _dtype_of(self, part: str, stored: torch.dtype) -> torch.dtype:
         return self._dtype or stored if part == forms.VALUES else stored

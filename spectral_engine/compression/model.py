@@ -10,8 +10,10 @@ from spectral_engine._util.checks import boolean
 from spectral_engine.checkpoints.sparse import forms
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
+from spectral_engine.compression.low_rank import SPARSE_LOW_RANK
 from spectral_engine.compression.report import CompressedWeight, CompressReport
 from spectral_engine.compression.weights import SparseWeight, parts_of_dense
+from spectral_engine.factored.modules import LowRankLayer
 from spectral_engine.layers.find import Layer, Skipped, find_layers
 from spectral_engine.layers.selector import Selector
 from spectral_engine.masking.holders import drop_mask
@@ -23,6 +25,7 @@ SPARSE: dict[type[nn.Module], Any] = {
     nn.Conv1d: SparseConv,
     nn.Conv2d: SparseConv,
     nn.Conv3d: SparseConv,
+    **SPARSE_LOW_RANK,
 }
 #: Called with a model, and whether it is compressed now, by what has to know of it.
 FOLLOWERS: list[Callable[[nn.Module, bool], None]] = []
@@ -44,8 +47,9 @@ def compress(
     """Replace pruned layers of a model by sparse ones, which hold values and bits, nothing dense.
 
     Linear layers become `SparseLinear`, convolutions `SparseConv`, embeddings, where `targets`
-    names them, `SparseEmbedding`. What would not become smaller stays as it is. The model is
-    changed in place; its weights are frozen then, and masks go, as the zeros can no longer change.
+    names them, `SparseEmbedding`; layers with factors keep these (`SparseLowRankLinear`). What
+    would not become smaller stays as it is. The model is changed in place; its weights are frozen
+    then, and masks go, as the zeros can no longer change.
 
     Args:
         model: pruned; every layer to replace must be inside another module.
@@ -179,6 +183,7 @@ def _add(
         made[id(module)] = sparse_module(module, parts)
     shape, dtype = tuple(weight.shape), str(weight.dtype).removeprefix("torch.")
     sparsity = 1.0 - parts[forms.VALUES].numel() / weight.numel()
+    size += _factor_bytes(layer.module)
     report.weights.append(
         CompressedWeight(_name(layer), shape, dtype, forms.BITMASK, sparsity, weight.nbytes, size)
     )
@@ -188,7 +193,9 @@ def _add(
 def sparse_module(module: Any, parts: Mapping[str, torch.Tensor]) -> SparseWeight:
     """The sparse module of these parts that takes the place of a module of one of SPARSE."""
     made: SparseWeight
-    if isinstance(module, nn.Embedding):
+    if type(module) in SPARSE_LOW_RANK:
+        made = SPARSE_LOW_RANK[type(module)](parts, module)
+    elif isinstance(module, nn.Embedding):
         made = SparseEmbedding(parts, tuple(module.weight.shape), module.padding_idx)
     elif isinstance(module, nn.Linear):
         made = SparseLinear(parts, tuple(module.weight.shape), module.bias)
@@ -227,6 +234,13 @@ def _count(model: nn.Module, report: CompressReport) -> None:
     report.bytes = sum(seen.values())
     saved = sum(row.dense_bytes - row.bytes for row in report.weights)
     report.dense_bytes = report.bytes + saved
+
+
+def _factor_bytes(module: nn.Module) -> int:
+    """Of what a layer holds beside its sparse part; a dense layer would hold it in its weight."""
+    if not isinstance(module, LowRankLayer):
+        return 0
+    return module.left.nbytes + module.right.nbytes
 
 
 def _of(module: Any) -> torch.Tensor:

@@ -24,7 +24,8 @@ class CompressedWeight:
 
     form: "bitmask", "positions" or "deltas" (docs/format.md).
     sparsity: the fraction of entries that are not stored.
-    dense_bytes, bytes: before and after, headers aside.
+    dense_bytes, bytes: before and after, headers aside; of a model's layer with its factors, where
+        it has some.
     """
 
     name: str

@@ -19,6 +19,8 @@ _MADE_OF = {
     "weight_v": "torch.nn.utils.remove_weight_norm",
     "weight_orig": "torch.nn.utils.remove_spectral_norm",
 }
+#: What a layer with factors has beside its weight.
+_FACTORS = {"left", "right"}
 
 
 def reason_not_seen(module: nn.Module, local: str) -> str:
@@ -44,6 +46,8 @@ def reason_not_seen(module: nn.Module, local: str) -> str:
         )
     if local in _MADE_OF and module._forward_pre_hooks and "weight" not in module._parameters:
         return f"a hook makes the weight of it; {_MADE_OF[local]} makes the weight plain"
+    if local in _FACTORS and module._parameters.keys() >= _FACTORS:
+        return "a factor beside a sparse weight"
     return f"{type(module).__name__}.{local} is not seen as a matrix"
 
 

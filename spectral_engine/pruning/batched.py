@@ -33,6 +33,7 @@ def goes_together(layer: Layer, recipe: Recipe) -> bool:
         plain
         and not recipe.method.needs_low_rank
         and recipe.without_inputs().refit is None
+        and recipe.without_inputs().low_rank is None
         and not layer.view.batch
         and not layer.sharded
         and layer.parameter.device.type in DEVICES

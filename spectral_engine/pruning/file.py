@@ -73,6 +73,12 @@ def prune_file(
     integer("seed", seed, least=0, most=2**64 - 1)
     check_progress(progress)
     recipes = as_recipes(recipe, sparsity)
+    for one in recipes:
+        if one.low_rank is not None:
+            raise ValueError(
+                "recipe: low_rank puts factors beside a weight, and a rewritten file has no place "
+                f"for them; use prune(model, ...) and save its state_dict(); got {one!r}"
+            )
     with open_checkpoint(file_path("source", source)) as checkpoint:
         plan = plan_checkpoint(checkpoint, recipes, targets, ignore)
         report = PruneReport(

@@ -12,6 +12,7 @@ from spectral_engine.calibration.request import Calibrated
 from spectral_engine.distributed.groups import group_of, sharing_group
 from spectral_engine.distributed.owners import Made, by_owners
 from spectral_engine.distributed.shards import gathered, here
+from spectral_engine.factored.model import reason_against_factors
 from spectral_engine.layers.find import Layer
 from spectral_engine.masking.mask import mask_of
 from spectral_engine.pruning.batched import goes_together, sparsified_together
@@ -23,12 +24,13 @@ from spectral_engine.sparsifying.stacks import sparsify_layer
 
 @dataclass(frozen=True)
 class Done:
-    """A layer's sparse matrices, its row, and a shift of its bias, before they are written."""
+    """What a layer becomes, before it is written: matrices, a shift of its bias, factors; its row."""
 
     layer: Layer
     weight: torch.Tensor
     row: LayerReport
     bias: torch.Tensor | None = None
+    factors: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def in_order_of_cost(plan: ModelPlan) -> bool:
@@ -82,20 +84,23 @@ def _by_owners(
 
     def work(index: int, found: tuple[torch.Tensor, torch.Tensor | None]) -> Made:
         done = _sparsify_one(plan, shared[index], *found, seed, measure)
-        return Made([done.weight] if done.bias is None else [done.weight, done.bias], done.row)
+        bias = [] if done.bias is None else [done.bias]
+        return Made([done.weight, *bias, *(done.factors or ())], (done.row, bool(bias)))
 
     costs = [_cost(plan, one.layer) for one in shared]
     device = here(shared[0].layer.parameter).device
     for index, made in by_owners(costs, ready, work, group, device):
-        weight, *bias = made.tensors
-        yield Done(shared[index].layer, weight, made.plain, *bias)
+        row, has_bias = made.plain
+        weight, *more = made.tensors
+        bias = more.pop(0) if has_bias else None
+        yield Done(shared[index].layer, weight, row, bias, (more[0], more[1]) if more else None)
 
 
 def _cost(plan: Plan, layer: Layer) -> float:
     """About how long a layer takes, in comparison."""
     size = math.prod(layer.shape)
     recipe = plan.assigned[layer.name].recipe
-    quick = not recipe.method.needs_low_rank and recipe.refit is None
+    quick = not recipe.method.needs_low_rank and not (recipe.refit or recipe.low_rank)
     return size if quick else size * float(min(layer.matrix_shape[-2:]))
 
 
@@ -117,6 +122,9 @@ def _sparsify_one(
     recipe, sparsity = plan.assigned[layer.name]
     if recipe.refit is not None and recipe.refit.bias_correction and not one.bias_correction:
         recipe = recipe.without_bias_correction()  # it has no bias of its own
+    factorless = None if recipe.low_rank is None else reason_against_factors(layer)
+    if factorless is not None:
+        recipe = recipe.without_low_rank()
     try:
         if out is None:
             out = sparsify_layer(matrices, layer.name, recipe, sparsity, one.moments, seed=seed)
@@ -129,9 +137,9 @@ def _sparsify_one(
         layer.name, layer.outline, out.report, errors, layer.shared_with,
         recipe=plan.recipes.index(plan.assigned[layer.name].recipe),
         samples=None if one.moments is None else one.moments.count, uncalibrated=one.reason,
-        few=one.few,
+        few=one.few, factorless=factorless,
     )  # fmt: skip
-    return Done(layer, out.weight, row, out.bias)
+    return Done(layer, out.weight, row, out.bias, out.factors)
 
 
 def _kept(layer: Layer) -> torch.Tensor | None:
@@ -143,6 +151,6 @@ def _kept(layer: Layer) -> torch.Tensor | None:
 def _without_masked(out: Sparsified, kept: torch.Tensor) -> Sparsified:
     """The same with zeros where a mask keeps them."""
     out.weight.masked_fill_(~kept, 0)
-    nnz = int(torch.count_nonzero(out.weight))
+    nnz = int(torch.count_nonzero(out.weight)) + sum(part.numel() for part in out.factors or ())
     sparsity = 1.0 - nnz / out.report.size
     return replace(out, report=replace(out.report, nnz=nnz, sparsity=sparsity))

@@ -14,6 +14,8 @@ from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.input_moments import InputMoments
 from spectral_engine.calibration.request import Calibrated, Calibration, Request
+from spectral_engine.factored.model import drop_factors, hold_factors, reason_against_factors
+from spectral_engine.factored.modules import LowRankLayer
 from spectral_engine.layers.bias import add_to_bias, bias_of
 from spectral_engine.layers.find import Layer
 from spectral_engine.masking.model import keep_zeros
@@ -93,6 +95,7 @@ def prune(
         unmatched=[*plan.unmatched],
     )  # fmt: skip
     done: list[Layer] = []
+    factored = _factored(plan)
     may_fail = source is not None or callable(progress) or measure or _may_fail(plan)
     guard = restored_on_error(done) if may_fail else nullcontext(_keep_nothing)
     try:
@@ -101,6 +104,11 @@ def prune(
                 done.append(layer)
                 report.layers.append(row)
                 show(row)
+    except BaseException:
+        for module in factored:
+            if isinstance(module, LowRankLayer):
+                drop_factors(module)
+        raise
     finally:
         if masks:
             keep_zeros(done)
@@ -129,7 +137,10 @@ def _calibrated(
     """The layers in the order in which they are pruned, with the moments of their inputs."""
     if source is None:
         return [Calibrated(layer, None) for layer in plan.layers], None
-    requests = [Request(layer, plan.assigned[layer.name].recipe.refit) for layer in plan.layers]
+    requests = [
+        Request(layer, recipe.refit, recipe.low_rank)
+        for layer, recipe in ((layer, plan.assigned[layer.name].recipe) for layer in plan.layers)
+    ]
     if isinstance(source, InputMoments):
         return list(source.of(requests)), CalibrationReport(passes=0)
     found = Calibrator(model, requests, source)
@@ -161,6 +172,16 @@ def pruned_layers(
 # Write
 
 
+def _factored(plan: ModelPlan) -> list[nn.Module]:
+    """The modules that may get factors."""
+    return [
+        layer.module
+        for layer in plan.layers
+        if plan.assigned[layer.name].recipe.low_rank is not None
+        and reason_against_factors(layer) is None
+    ]
+
+
 def _may_fail(plan: ModelPlan) -> bool:
     """Whether a layer may turn out not to be prunable when its turn comes.
 
@@ -169,13 +190,14 @@ def _may_fail(plan: ModelPlan) -> bool:
     for layer in plan.layers:
         recipe, dtype = plan.assigned[layer.name].recipe, layer.parameter.dtype
         plain = not recipe.method.needs_low_rank and recipe.refit is None
+        plain = plain and recipe.low_rank is None
         if not plain or recipe.method.rescale or dtype == torch.float64:
             return True
     return False
 
 
 def _write(done: Done, save: Save) -> None:
-    """Put the sparse matrices, and a corrected bias, into the model; `save` what was there."""
+    """Put what a layer becomes into the model; `save` what was there."""
     layer = done.layer
     save(layer.parameter)
     layer.write(done.weight)
@@ -183,6 +205,8 @@ def _write(done: Done, save: Save) -> None:
     if done.bias is not None and bias is not None:
         save(bias)
         add_to_bias(layer, done.bias)
+    if done.factors is not None:
+        hold_factors(layer.module, *done.factors)
 
 
 def _keep_nothing(_: torch.Tensor) -> None:

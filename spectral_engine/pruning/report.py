@@ -38,6 +38,8 @@ class LayerReport:
     recipe: the index of its recipe among those of the report.
     missed: whether a draw missed its budget; see `SparsifyReport`.
     before, after: the leading singular values, descending; empty where they were not measured.
+    low_rank: the rank of factors beside the sparse part, whose entries count among `nnz`; 0 where
+    none are better, None where the recipe has none. factorless: why it has none all the same.
     samples: calibration inputs seen; None without, and then `uncalibrated` says why if some were
     given. few: what was seen, where not every batch reached the layer, or its samples are fewer
     than its input features.
@@ -64,12 +66,14 @@ class LayerReport:
     missed: bool = False
     before: tuple[float, ...] = field(default=(), repr=False)
     after: tuple[float, ...] = field(default=(), repr=False)
+    low_rank: int | None = None
+    factorless: str | None = None
 
 
 def layer_report(
     name: str, weight: Any, report: SparsifyReport, errors: Errors | None,
     shared_with: Sequence[str] = (), *, recipe: int = 0, samples: int | None = None,
-    uncalibrated: str | None = None, few: str | None = None,
+    uncalibrated: str | None = None, few: str | None = None, factorless: str | None = None,
 ) -> LayerReport:  # fmt: skip
     """The row of a weight that `sparsify` reported on."""
     return LayerReport(
@@ -94,6 +98,8 @@ def layer_report(
         missed=report.missed,
         before=() if errors is None else leading(errors.original),
         after=() if errors is None else leading(errors.sparse),
+        low_rank=report.low_rank,
+        factorless=factorless,
     )
 
 
@@ -157,7 +163,7 @@ class PruneReport(Report):
 
     @property
     def nnz(self) -> int:
-        """Nonzeros of all pruned weights."""
+        """Nonzeros of all pruned weights, and entries of factors beside them."""
         return sum(layer.nnz for layer in self.layers)
 
     @property
@@ -196,12 +202,12 @@ class PruneReport(Report):
     def sheet(self) -> Sheet:
         """A row a layer and a total; columns without a figure are left out."""
         measured = any(layer.spectral is not None for layer in self.layers)
-        ranked = any(layer.rank is not None for layer in self.layers)
+        ranked = any(_rank(layer) is not None for layer in self.layers)
         several = len(self.recipes) > 1
         columns = [
             Column("shape"),
             *([Column("recipe", "its number in the list of recipes", page_only=True)] * several),
-            *([Column("rank", "of the low rank in the score")] * ranked),
+            *([Column("rank", "of the low rank in the score, or of the factors")] * ranked),
             Column("asked", "the share of zeros asked for: its part of the budget", page_only=True),
             Column("sparsity", "the share of zeros reached", bar=True),
             Column("kept", "entries that are not zero", page_only=True),
@@ -234,7 +240,7 @@ class PruneReport(Report):
         cells = [
             sizes(layer.shape),
             *([numeral(layer.recipe + 1, "d")] * several),
-            *([numeral(layer.rank or None, "d")] * ranked),
+            *([numeral(_rank(layer) or None, "d")] * ranked),
             numeral(layer.requested),
             numeral(layer.sparsity),
             numeral(layer.nnz, ","),
@@ -269,12 +275,19 @@ class PruneReport(Report):
         missed = in_order(layer.name for layer in self.layers if layer.missed)
         unseen = ((x.name, x.uncalibrated) for x in self.layers if x.uncalibrated)
         few = ((x.name, x.few) for x in self.layers if x.few)
+        factorless = ((x.name, x.factorless) for x in self.layers if x.factorless)
         return [
             *([Listed("missed their budget", "scores too far apart", missed)] if missed else []),
             *by_reason("not calibrated", unseen),
             *by_reason("calibrated on little", few),
+            *by_reason("no factors", factorless),
             *(Listed("matched no weight", "", [pattern]) for pattern in self.unmatched),
         ]
+
+
+def _rank(layer: LayerReport) -> int | None:
+    """Of the factors, or of the score."""
+    return layer.rank if layer.low_rank is None else layer.low_rank
 
 
 def plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from spectral_kernels import NM, Blocks
 
 from spectral_engine._util.checks import boolean, file_path, shown
 from spectral_engine.recipe.budgets import Budget, Uniform
+from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.methods import Magnitude, Method
 from spectral_engine.recipe.refits import BiasCorrection, Refit
 from spectral_engine.recipe.select import Select
@@ -31,6 +32,8 @@ class Recipe:
             `Pattern(...)`.
         refit: None, or `Scale()`, `SpectralRefit()`, `LeastSquares()`, `SparseGPT()`, `ALPS()` or
             `BiasCorrection()`.
+        low_rank: `LowRank(...)` keeps leading directions as two thin factors beside the sparse
+            part, in linear layers and convolutions; None for none.
         select: which weights it is for.
         calibrated: whether to refuse to run without calibration inputs, as a refit that needs them
             does anyway.
@@ -49,6 +52,7 @@ class Recipe:
     method: Method = field(default_factory=Magnitude)
     budget: Budget = field(default_factory=Uniform, kw_only=True)
     refit: Refit | None = field(default=None, kw_only=True)
+    low_rank: LowRank | None = field(default=None, kw_only=True)
     select: Select = field(default_factory=Select, kw_only=True)
     calibrated: bool = field(default=False, kw_only=True)
     fallback: "Recipe | None" = field(default=None, kw_only=True)
@@ -58,6 +62,8 @@ class Recipe:
         _require("budget", self.budget, Budget, "a budget such as Uniform(0.9)")
         if self.refit is not None:
             _require("refit", self.refit, Refit, "None or a refit such as LeastSquares()")
+        if self.low_rank is not None:
+            _require("low_rank", self.low_rank, LowRank, "None or LowRank(...)")
         _require("select", self.select, Select, "Select(...)")
         boolean("calibrated", self.calibrated)
         if self.fallback is not None:
@@ -72,6 +78,11 @@ class Recipe:
         if isinstance(pattern, NM) and law not in _PATTERN_LAWS:
             raise ValueError(
                 f"budget: N of M is drawn by law 'l1', 'quantised' or 'l2', or kept; got {law!r}"
+            )
+        if isinstance(pattern, NM) and self.low_rank is not None:
+            raise ValueError(
+                "low_rank: N of M fixes how many entries are kept, and leaves none for factors; "
+                f"got {self.low_rank!r}"
             )
 
     @property
@@ -114,6 +125,11 @@ class Recipe:
         kept = None if refit.needs_inputs else replace(refit, bias_correction=False)
         return replace(self, refit=kept)
 
+    def without_low_rank(self) -> "Recipe":
+        """The same recipe for a layer that cannot hold factors."""
+        fallback = None if self.fallback is None else self.fallback.without_low_rank()
+        return replace(self, low_rank=None, fallback=fallback)
+
     def without_bias_correction(self) -> Self:
         """The same recipe for a layer without a bias of its own."""
         if self.refit is None or not self.refit.bias_correction:
@@ -128,6 +144,8 @@ class Recipe:
         found = {"method": part_to_plain(self.method), "budget": part_to_plain(self.budget)}
         if self.refit is not None:
             found["refit"] = part_to_plain(self.refit)
+        if self.low_rank is not None:
+            found["low_rank"] = part_to_plain(self.low_rank)
         if self.select != Select():
             found["select"] = part_to_plain(self.select)
         if self.fallback is not None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from spectral_engine._util.checks import boolean
+from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.value import Value
 
 
@@ -34,6 +35,9 @@ class Workspace(NamedTuple):
 
 #: Without a refit: the moments may be copied, to be centred, and there is a result.
 NO_REFIT = Workspace(copies=1, weights=1)
+#: What two factors beside the sparse part take more: the root of the moments, in float64 and in the
+#: weight's precision, and the remainders of a trial and of the best one yet.
+FACTORS = Workspace(copies=4, weights=8)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -115,6 +119,9 @@ REFITS: dict[str, type[Refit]] = {
 }
 
 
-def workspace_of(refit: Refit | None) -> Workspace:
-    """The memory that a refit, or none, works in."""
-    return NO_REFIT if refit is None else refit.workspace
+def workspace_of(refit: Refit | None, low_rank: LowRank | None = None) -> Workspace:
+    """The memory that a refit, or none, works in; with factors beside it more."""
+    copies, weights = NO_REFIT if refit is None else refit.workspace
+    if low_rank is None:
+        return Workspace(copies, weights)
+    return Workspace(copies + FACTORS.copies, weights + FACTORS.weights)

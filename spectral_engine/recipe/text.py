@@ -4,6 +4,8 @@
     budget = {name = "erk", sparsity = 0.9, floor = 0.02, group = "row"}
     refit = {name = "sparsegpt", bias_correction = true}
 
+    low_rank = {rank = 8}
+
     [select]
     targets = ["Linear"]
     ignore = ["lm_head"]
@@ -19,18 +21,21 @@ from typing import Any
 
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.recipe.budgets import BUDGETS, Budget
+from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.methods import METHODS, Method
 from spectral_engine.recipe.refits import REFITS, Refit
 from spectral_engine.recipe.select import Select
 
 #: The parts of a recipe that have a name, and their classes.
 _NAMED: dict[str, Mapping[str, type]] = {"method": METHODS, "budget": BUDGETS, "refit": REFITS}
-_KEYS = (*_NAMED, "select", "calibrated", "fallback")
+#: The parts that have none: there is one class of each.
+_NAMELESS: dict[str, type] = {"select": Select, "low_rank": LowRank}
+_KEYS = (*_NAMED, *_NAMELESS, "calibrated", "fallback")
 
 
-def part_to_plain(part: Method | Budget | Refit | Select) -> dict[str, Any]:
+def part_to_plain(part: Method | Budget | Refit | Select | LowRank) -> dict[str, Any]:
     """A part of a recipe as plain values, without those at their default."""
-    found: dict[str, Any] = {} if isinstance(part, Select) else {"name": part.name}
+    found: dict[str, Any] = {} if isinstance(part, Select | LowRank) else {"name": part.name}
     for each in fields(part):  # type: ignore[arg-type]
         value = getattr(part, each.name)
         if each.init and value != each.default:
@@ -60,8 +65,8 @@ def from_plain(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key}: expected one of {', '.join(_KEYS)}; got another key")
         if key in _NAMED:
             found[key] = _named(key, value, _NAMED[key])
-        elif key == "select":
-            found[key] = _made(key, Select, value)
+        elif key in _NAMELESS:
+            found[key] = _made(key, _NAMELESS[key], value)
         else:
             found[key] = value
     return found

@@ -24,6 +24,8 @@ class SparsifyReport:
     recipe: as it was carried out.
     rank: of the low rank B in the score; None where the score needs none.
     requested, sparsity: the fraction of zeros asked for, and reached. nnz, size: nonzeros, entries.
+    low_rank: of two factors beside the sparse part, 0 where none are better, None without
+        `LowRank`. Their entries count among `nnz`.
     c: of p = min(1, c g(s)), or the threshold on the score, which for `Aligned` is A * B times a
         power of two; nan under a pattern "N:M", where each group has its own.
     missed: whether the draw missed its budget because the scores lie too many orders of magnitude
@@ -41,6 +43,7 @@ class SparsifyReport:
     seconds: float
     _pair: tuple[Any, Any] = field(repr=False)
     missed: bool = False
+    low_rank: int | None = None
 
     @cached_property
     def errors(self) -> Errors:
@@ -53,9 +56,11 @@ class SparsifyReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the errors."""
         numbers = ("rank", "requested", "sparsity", "nnz", "size", "c", "seconds", "missed")
+        ranked = {} if self.low_rank is None else {"low_rank": self.low_rank}
         return {
             "recipe": self.recipe.to_dict(),
             **{name: getattr(self, name) for name in numbers},
+            **ranked,
         }
 
 
@@ -65,11 +70,14 @@ class Sparsified:
 
     bias: with a refit's `bias_correction`, what to add to the layer's bias, a float64 tensor (m,);
         else None.
+    factors: with `LowRank`, L (m, r) and R (r, n) of weight + L R, torch tensors in the weight's
+        dtype; None where none are better.
     """
 
     weight: Any
     report: SparsifyReport
     bias: torch.Tensor | None = None
+    factors: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __repr__(self) -> str:
         """The size and what is left of it; the array itself is `weight`."""
@@ -83,12 +91,12 @@ class Sparsified:
 
     @property
     def nnz(self) -> int:
-        """Number of nonzeros."""
+        """Number of nonzeros, and of entries of the factors."""
         return self.report.nnz
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros."""
+        """Fraction of zeros; with factors one minus what is stored of a dense weight."""
         return self.report.sparsity
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 import spectral_kernels
@@ -15,6 +16,7 @@ from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipe
 from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.refitting.apply import MaskBudget, bias_shift, refitted
+from spectral_engine.sparsifying.low_rank import with_factors
 from spectral_engine.sparsifying.report import Sparsified, report_of
 from spectral_engine.sparsifying.score import SpectralScore, spectral_score
 
@@ -44,7 +46,7 @@ def sparsify(
 
     Returns:
         The sparse array and a report of it; with a refit's `bias_correction` also what keeps the
-        mean output when added to the bias.
+        mean output when added to the bias, with `LowRank` the two factors to add to it.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
@@ -93,6 +95,10 @@ def sparsify_matrix(
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
     """
+    if recipe.low_rank is not None:
+        return with_factors(
+            weight, recipe, sparsity, moments, partial(sparsify_matrix, seed=seed, stream=stream)
+        )
     start = time.perf_counter()
     method, budget, refit = recipe.method, recipe.budget, recipe.refit
     if moments is not None and recipe.bias_correction:

@@ -2,7 +2,8 @@
 
 Where the scores are magnitudes, a stack (b, m, n) has one budget: it is one tall matrix (b m, n).
 Spectral scores, and refits, are of each matrix by itself, and then each has an equal share of the
-budget. Matrices of one row or column have no low rank; they are scored by magnitude.
+budget. Matrices of one row or column have no low rank; they are scored by magnitude. A stack is
+held by no module that could hold factors beside it, and gets none.
 """
 
 import math
@@ -45,6 +46,7 @@ def sparsify_layer(
     if matrices.ndim == 2:
         stream = stream_id(name)
         return sparsify_matrix(matrices, recipe, sparsity, moments, seed=seed, stream=stream)
+    recipe = recipe.without_low_rank()
     alone = moments is None and recipe.refit is None
     if alone and not recipe.method.needs_low_rank:
         return _as_one(matrices, name, recipe, sparsity, seed)

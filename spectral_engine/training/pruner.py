@@ -99,6 +99,12 @@ class Pruner(Shown):
             sparsity: as_recipes(recipe, sparsity, calibrated=calibration is not None)
             for sparsity in schedule.targets.values()
         }
+        for one in next(iter(recipes.values())):
+            if one.low_rank is not None:
+                raise ValueError(
+                    "recipe: a schedule prunes a weight again and again, and low_rank splits it "
+                    f"once; expected low_rank=None; got {one!r}"
+                )
         self.schedule, self.count, self.finished = schedule, 0, False
         self._model, self._recipes = model, recipes
         self._options: dict[str, Any] = {

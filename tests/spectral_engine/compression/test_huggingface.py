@@ -196,3 +196,31 @@ def test_whichever_is_imported_first(imports, kind, tmp_path):
     assert done.stdout.strip() == kind
     said = "spectral_engine (import it before from_pretrained)" in done.stderr
     assert said == (kind == "Linear")
+
+
+@pytest.mark.parametrize("sparsity", [0.6, 0.02])
+def test_factors_survive(sparsity, tmp_path):
+    """Catches factors that from_pretrained reports as unexpected, also beside weights that stay
+    dense since no form is smaller."""
+    model = llama().eval()
+    recipe = se.Recipe(low_rank=se.LowRank(3 if sparsity > 0.5 else 1))
+    se.prune(model, recipe, sparsity, ignore="lm_head")
+    se.finalize(model)
+    with torch.no_grad():
+        expected = model(IDS)[0]
+    se.compress(model)
+    model.save_pretrained(tmp_path / "small")
+    small, found = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "small", output_loading_info=True
+    )
+    assert not any(found.values())
+    kinds = [type(module) for module in small.modules()]
+    held = kinds.count(se.LowRankLinear), kinds.count(se.SparseLowRankLinear)
+    assert sum(held) == 14
+    assert held[0] == 0 if sparsity > 0.5 else held[0] > 0
+    with torch.no_grad():
+        assert close(small(IDS)[0], expected)
+    se.decompress(small)
+    assert se.merge_low_rank(small) == 14
+    with torch.no_grad():
+        assert close(small(IDS)[0], expected)

@@ -1,0 +1,1 @@
+"""Layers that hold a sparse weight and two thin factors beside it."""
