@@ -55,12 +55,12 @@ class SparsifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the errors."""
-        numbers = ("rank", "requested", "sparsity", "nnz", "size", "c", "seconds", "missed")
-        ranked = {} if self.low_rank is None else {"low_rank": self.low_rank}
+        numbers = (
+            "rank", "requested", "sparsity", "nnz", "size", "c", "seconds", "missed", "low_rank",
+        )  # fmt: skip
         return {
             "recipe": self.recipe.to_dict(),
             **{name: getattr(self, name) for name in numbers},
-            **ranked,
         }
 
 
