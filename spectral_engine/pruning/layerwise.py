@@ -24,7 +24,7 @@ from spectral_engine.sparsifying.stacks import sparsify_layer
 
 @dataclass(frozen=True)
 class Done:
-    """What a layer becomes, before it is written: matrices, a shift of its bias, factors; its row."""
+    """What a layer becomes, before it is written: matrices, a shift of bias, factors, its row."""
 
     layer: Layer
     weight: torch.Tensor
