@@ -32,7 +32,7 @@ help: ## list the targets
 
 install: $(STAMP) ## create .venv and install the project with its development tools
 
-demo: $(STAMP) ## prune the demo network with every method; table on screen, plots in demo-out/
+demo: $(STAMP) ## prune the demo network in three ways; figures and a report in demo-out/
 	@$(BIN)/spectral-engine demo $(ARGS)
 
 test: $(STAMP) ## run the tests
@@ -90,5 +90,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt \
 		--editable . --group dev
 	@echo "Compiling the CPU kernels"
-	@$(BIN)/python -c "from spectral_engine.demo.run import warm_up; warm_up(seed=0)"
+	@$(BIN)/python -c "from spectral_engine.demo import run, story; run.warm_up(seed=0); story.warm_up()"
 	@touch $@

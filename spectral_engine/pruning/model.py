@@ -112,6 +112,8 @@ def prune(
     finally:
         if masks:
             keep_zeros(done)
+    order = {layer.name: place for place, layer in enumerate(plan.layers)}
+    report.layers.sort(key=lambda row: order[row.name])  # calibration has an order of its own
     if in_order_of_cost(plan):
         places = {layer.name: place for place, layer in enumerate(plan.layers)}
         report.layers.sort(key=lambda row: places[row.name])

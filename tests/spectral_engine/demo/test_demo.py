@@ -1,4 +1,4 @@
-"""The demo: every row it promises, a table that fits, plots that are pictures."""
+"""The demo: its story in one screen, every row of its table, figures that are pictures."""
 
 import importlib
 import io
@@ -15,9 +15,9 @@ from spectral_kernels import LAW_NAMES
 import spectral_engine as se
 from spectral_engine._util.threads import one_thread
 from spectral_engine.cli import main
-from spectral_engine.demo import run
+from spectral_engine.demo import run, story
 from spectral_engine.demo.lenet import load_pretrained
-from spectral_engine.demo.plots import plot_accuracy, plot_spectra
+from spectral_engine.demo.plots import plot_accuracy, plot_spectrum
 from spectral_engine.recipe.methods import METHODS
 
 # `spectral_engine.cli.demo` is the command, which stands before its module.
@@ -81,12 +81,56 @@ def test_table_fits_eighty_columns(row):
     assert max(map(len, said.splitlines())) <= 80
 
 
-def test_plots_are_pictures(row, tmp_path):
-    """Catches an empty picture, and a picture that misses its lines."""
-    other = run.DemoRow(**{**vars(row), "setting": run.SETTINGS[-1], "after": row.after / 2})
+@pytest.fixture(scope="module")
+def told() -> story.Story:
+    """The story on a few images."""
+    return story.Story(images=story.IMAGES + 200)
+
+
+@pytest.fixture(scope="module")
+def outcomes(told) -> list[story.Outcome]:
+    return [told.tell(way) for way in story.WAYS]
+
+
+def test_the_story_is_what_the_library_does(told, outcomes):
+    """Catches figures of another network, recipe or sparsity, calibration images that accuracy is
+    measured on, and a measure of the spectrum that what is lost does not lower."""
+    model = load_pretrained()
+    se.prune(model, "spectral", 0.9)
+    dense, pruned = (one.fc1.weight.detach().double() for one in (load_pretrained(), model))
+    U, S, Vh = torch.linalg.svd(dense)
+    lost = U[:, :64].T @ (dense - pruned) @ Vh[:64].T
+    kept = 1.0 - float(lost.norm() / S[:64].norm())
+    assert outcomes[1].kept == pytest.approx(kept, abs=1e-6)
+    assert outcomes[1].values.shape == told.values.shape == (64,)
+    assert [round(one.sparsity, 2) for one in outcomes] == [0.9, 0.9, 0.9]
+    magnitude, spectral, calibrated = (one.accuracy for one in outcomes)
+    assert 0.2 < magnitude < spectral < calibrated <= 1.0
+    assert outcomes[0].kept < outcomes[1].kept < outcomes[2].kept < 1.0
+    assert len(told.inputs) == 1000
+    assert len(told.images) == len(told.labels) == 200
+    assert not torch.equal(told.images[0], told.inputs[0])
+    assert told.tell(story.WAYS[0], 0.0).kept == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_story_fits_a_screen(told, outcomes):
+    """Catches a line that wraps, a story that scrolls away, and a gain of the wrong sign."""
+    gains = told.gains(outcomes[0], 64)
+    assert gains[0].factor == pytest.approx(7.5, rel=0.02)
+    assert gains[0].before == 4 * (266_200 + 410)
+    assert [gain.before > 0.0 < gain.after for gain in gains] == [True, True, True]
+    said = [*story.lines(told, outcomes, gains), *demo_command.NEXT.splitlines()]
+    assert len(said) <= 30
+    assert max(map(len, said)) <= 80
+    slow = story.lines(told, outcomes, [story.Gain("a step", 1e-5, 2e-5)])[-1]
+    assert slow.endswith("2.0 x slower, in cache")
+
+
+def test_figures_are_pictures(told, outcomes, tmp_path):
+    """Catches an empty picture, and a line without its name."""
     paths = (
-        plot_accuracy([row, other], 0.89, tmp_path / "a.png"),
-        plot_spectra([row, other], 0.9, tmp_path / "b.png"),
+        plot_accuracy([[one] for one in outcomes], told.accuracy, tmp_path / "a.png"),
+        plot_spectrum(outcomes, told.values, tmp_path / "b.png"),
     )
     for path in paths:
         picture = imread(path)
@@ -95,13 +139,20 @@ def test_plots_are_pictures(row, tmp_path):
 
 
 def test_command(monkeypatch, tmp_path, capsys):
-    """Catches a command that prints beside its JSON, forgets a row or writes no plots, and a folder
-    that cannot be made found out only after all the work."""
+    """Catches a command that prints beside its JSON, forgets a way or writes no figures, and a
+    folder that cannot be made found out only after all the work."""
+    monkeypatch.setattr(story, "WAYS", story.WAYS[:2])
+    monkeypatch.setattr(story, "SPARSITIES", (0.9,))
+    monkeypatch.setattr(story.Story.gains, "__defaults__", (64,))
     monkeypatch.setattr(demo_command, "SPARSITIES", (0.9,))
     monkeypatch.setattr(demo_command, "SETTINGS", run.SETTINGS[:2])
     monkeypatch.setattr(run, "SETTINGS", run.SETTINGS[:2])
     (tmp_path / "file").write_text("x")
-    for folder, extra in (("new/deep", []), ("new/deep", ["--json"]), ("file", [])):
+    ways = [way.label for way in story.WAYS]
+    for folder, extra in (
+        ("new/deep", []), ("other", ["--json"]), ("file", []), ("none", ["--all", "--json"]),
+        ("none", ["--all"]),
+    ):  # fmt: skip
         arguments = ["spectral-engine", "demo", "--out", str(tmp_path / folder), *extra]
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as left:
@@ -109,12 +160,16 @@ def test_command(monkeypatch, tmp_path, capsys):
         out, err = capsys.readouterr()
         if folder == "file":
             assert (left.value.code, out, err.count("\n")) == (1, "", 1)
+        elif extra == ["--all", "--json"]:
+            found = [row["setting"] for row in json.loads(out)["rows"]]
+            assert found == ["magnitude", "magnitude + scale"]
+        elif extra == ["--all"]:
+            assert out.count("90.00%") == 2
         elif extra:
-            found = json.loads(out)
-            assert [r["setting"] for r in found["rows"]] == ["magnitude", "magnitude + scale"]
+            assert [way["way"] for way in json.loads(out)["ways"]] == ways
         else:
             assert not left.value.code
-            assert out.count("90.00%") == 2
+            assert all(way in out for way in ways)
             assert sorted(p.name for p in (tmp_path / folder).iterdir()) == [
-                "accuracy.png", "singular_values.png",
+                "accuracy.png", "report.html", "spectrum.png",
             ]  # fmt: skip
