@@ -98,8 +98,10 @@ def test_order_is_that_of_the_forward_pass():
     """Catches the order of registration, by which a layer would see its own successor pruned."""
     model = nn.ModuleDict({"b": nn.Linear(8, 8), "a": nn.Linear(8, 8)})
     calibration = se.Calibration(batches(), forward=lambda m, x: m["b"](torch.relu(m["a"](x))))
-    report = se.prune(model, calibration=calibration)
-    assert [layer.name for layer in report.layers] == ["a.weight", "b.weight"]
+    pruned = []
+    report = se.prune(model, calibration=calibration, progress=pruned.append)
+    assert [layer.name for layer in pruned] == ["a.weight", "b.weight"]
+    assert [layer.name for layer in report.layers] == ["b.weight", "a.weight"]  # as in the model
 
 
 def test_passes_end_early():
