@@ -40,6 +40,7 @@ from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.methods import Aligned, Magnitude, Method, Principal, Randomized
 from spectral_engine.recipe.presets import PRESETS, preset
 from spectral_engine.recipe.recipe import Recipe, load_recipes, save_recipes
+from spectral_engine.recipe.reconstruction import Reconstruction
 from spectral_engine.recipe.refits import (
     ALPS,
     BiasCorrection,
@@ -50,6 +51,9 @@ from spectral_engine.recipe.refits import (
     SpectralRefit,
 )
 from spectral_engine.recipe.select import Select
+from spectral_engine.reconstruction.norms import reestimate_norms
+from spectral_engine.reconstruction.reconstruct import reconstruct
+from spectral_engine.reconstruction.report import BlockReport, ReconstructReport
 from spectral_engine.sparsifying.report import Sparsified, SparsifyReport, SparsityMissed
 from spectral_engine.sparsifying.sparsify import sparsify
 from spectral_engine.spectral.api import Spectrum, spectra, spectrum
@@ -70,6 +74,7 @@ __all__ = [
     "PRESETS",
     "Aligned",
     "BiasCorrection",
+    "BlockReport",
     "Budget",
     "Calibration",
     "CalibrationReport",
@@ -103,6 +108,8 @@ __all__ = [
     "Pruner",
     "Randomized",
     "Recipe",
+    "ReconstructReport",
+    "Reconstruction",
     "Refit",
     "Round",
     "Scale",
@@ -146,6 +153,8 @@ __all__ = [
     "preset",
     "prune",
     "prune_file",
+    "reconstruct",
+    "reestimate_norms",
     "register_layer",
     "save_recipes",
     "share_work",

@@ -1,5 +1,6 @@
 """Prune a model in place: plan, calibrate, sparsify, write."""
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from torch import nn
 
 from spectral_engine._util.checks import boolean, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
+from spectral_engine.calibration.batches import held
 from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.input_moments import InputMoments
 from spectral_engine.calibration.request import Calibrated, Calibration, Request
@@ -26,6 +28,7 @@ from spectral_engine.pruning.rollback import Save, restored_on_error
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
 from spectral_engine.recipe.recipe import Recipe
+from spectral_engine.reconstruction.reconstruct import reconstruct_blocks
 
 
 def prune(
@@ -89,6 +92,11 @@ def prune(
     source = as_calibration(calibration)
     recipes = as_recipes(recipe, sparsity, calibrated=source is not None)
     plan = plan_model(model, recipes, targets, ignore)
+    settings = next((one.reconstruction for one in recipes if one.reconstruction), None)
+    dense = None
+    if settings is not None and isinstance(source, Calibration):
+        source = replace(source, batches=held(source.batches))  # they are read again
+        dense = copy.deepcopy(model)
     calibrated, seen = _calibrated(model, plan, source)
     report = PruneReport(
         recipes, plan.requested, seed, calibration=seen, skipped=[*plan.skipped],
@@ -104,6 +112,10 @@ def prune(
                 done.append(layer)
                 report.layers.append(row)
                 show(row)
+            if settings is not None and dense is not None and isinstance(source, Calibration):
+                report.reconstruction = reconstruct_blocks(
+                    model, dense, source, settings, save=save, progress=progress is True
+                )
     except BaseException:
         for module in factored:
             if isinstance(module, LowRankLayer):
@@ -117,6 +129,8 @@ def prune(
     if in_order_of_cost(plan):
         places = {layer.name: place for place, layer in enumerate(plan.layers)}
         report.layers.sort(key=lambda row: places[row.name])
+    if settings is not None and dense is None:
+        report.notes.append("not reconstructed: gathered moments hold no batches")
     if isinstance(calibrated, Calibrator) and report.calibration is not None:
         report.calibration = replace(report.calibration, passes=calibrated.passes)
     report.seconds = time.perf_counter() - start

@@ -25,6 +25,7 @@ from spectral_engine.pages.sheet import (
     sizes,
 )
 from spectral_engine.recipe.recipe import Recipe
+from spectral_engine.reconstruction.report import ReconstructReport
 from spectral_engine.sparsifying.report import Sparsified, SparsifyReport
 
 
@@ -137,6 +138,7 @@ class PruneReport(Report):
     requested: the sparsity asked of all pruned weights together.
     calibration: None without calibration inputs.
     unmatched: patterns that matched no weight. notes: what else a reader should know.
+    reconstruction: what fitting the blocks did; None where the recipes do not ask for it.
     seconds: the whole run, with reading and writing.
     """
 
@@ -148,6 +150,7 @@ class PruneReport(Report):
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reconstruction: ReconstructReport | None = None
     seconds: float = 0.0
 
     @property
@@ -174,6 +177,7 @@ class PruneReport(Report):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; numbers that are not finite become None."""
         calibration = None if self.calibration is None else asdict(self.calibration)
+        fitted = self.reconstruction
         found: dict[str, Any] = plain(
             {
                 "recipes": [recipe.to_dict() for recipe in self.recipes],
@@ -184,6 +188,7 @@ class PruneReport(Report):
                 "skipped": [asdict(skipped) for skipped in self.skipped],
                 "unmatched": self.unmatched,
                 "notes": self.notes,
+                "reconstruction": None if fitted is None else fitted.to_dict(),
                 "seconds": self.seconds,
                 "size": self.size,
                 "nnz": self.nnz,
@@ -203,7 +208,7 @@ class PruneReport(Report):
         """A row a layer and a total; columns without a figure are left out."""
         measured = any(layer.spectral is not None for layer in self.layers)
         ranked = any(_rank(layer) is not None for layer in self.layers)
-        several = len(self.recipes) > 1
+        several, fitted = len(self.recipes) > 1, self.reconstruction
         columns = [
             Column("shape"),
             *([Column("recipe", "its number in the list of recipes", page_only=True)] * several),
@@ -228,7 +233,7 @@ class PruneReport(Report):
             facts=self._facts(),
             warnings=self._warnings(),
             listed=by_reason("left alone", ((one.name, one.reason) for one in self.skipped)),
-            notes=self.notes,
+            notes=self.notes if fitted is None else [*self.notes, fitted.line()],
             columns=columns,
             rows=rows,
             total=total,

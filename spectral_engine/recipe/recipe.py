@@ -11,6 +11,7 @@ from spectral_engine._util.checks import boolean, file_path, shown
 from spectral_engine.recipe.budgets import Budget, Uniform
 from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.methods import Magnitude, Method
+from spectral_engine.recipe.reconstruction import Reconstruction
 from spectral_engine.recipe.refits import BiasCorrection, Refit
 from spectral_engine.recipe.select import Select
 from spectral_engine.recipe.text import from_plain, part_to_plain, read, write
@@ -34,6 +35,9 @@ class Recipe:
             `BiasCorrection()`.
         low_rank: `LowRank(...)` keeps leading directions as two thin factors beside the sparse
             part, in linear layers and convolutions; None for none.
+        reconstruction: None, or `Reconstruction(...)`: once all layers are pruned, blocks that hold
+            some of them are fitted to what they gave in the dense model. Of several recipes the
+            first that has one decides for the model.
         select: which weights it is for.
         calibrated: whether to refuse to run without calibration inputs, as a refit that needs them
             does anyway.
@@ -53,6 +57,7 @@ class Recipe:
     budget: Budget = field(default_factory=Uniform, kw_only=True)
     refit: Refit | None = field(default=None, kw_only=True)
     low_rank: LowRank | None = field(default=None, kw_only=True)
+    reconstruction: Reconstruction | None = field(default=None, kw_only=True)
     select: Select = field(default_factory=Select, kw_only=True)
     calibrated: bool = field(default=False, kw_only=True)
     fallback: "Recipe | None" = field(default=None, kw_only=True)
@@ -64,6 +69,11 @@ class Recipe:
             _require("refit", self.refit, Refit, "None or a refit such as LeastSquares()")
         if self.low_rank is not None:
             _require("low_rank", self.low_rank, LowRank, "None or LowRank(...)")
+        if self.reconstruction is not None:
+            _require(
+                "reconstruction", self.reconstruction, Reconstruction,
+                "None or Reconstruction(...)",
+            )  # fmt: skip
         _require("select", self.select, Select, "Select(...)")
         boolean("calibrated", self.calibrated)
         if self.fallback is not None:
@@ -89,8 +99,10 @@ class Recipe:
     def needs_inputs(self) -> bool:
         """Whether it cannot run without calibration inputs."""
         refit = self.refit
-        return self.calibrated or (
-            refit is not None and (refit.needs_inputs or refit.bias_correction)
+        return (
+            self.calibrated
+            or self.reconstruction is not None
+            or (refit is not None and (refit.needs_inputs or refit.bias_correction))
         )
 
     @property
@@ -146,6 +158,8 @@ class Recipe:
             found["refit"] = part_to_plain(self.refit)
         if self.low_rank is not None:
             found["low_rank"] = part_to_plain(self.low_rank)
+        if self.reconstruction is not None:
+            found["reconstruction"] = part_to_plain(self.reconstruction)
         if self.select != Select():
             found["select"] = part_to_plain(self.select)
         if self.fallback is not None:

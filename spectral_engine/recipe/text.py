@@ -3,6 +3,7 @@
     method = "magnitude"                      # a name, or a table with a name:
     budget = {name = "erk", sparsity = 0.9, floor = 0.02, group = "row"}
     refit = {name = "sparsegpt", bias_correction = true}
+    reconstruction = {steps = 64}
 
     low_rank = {rank = 8}
 
@@ -23,19 +24,26 @@ from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.recipe.budgets import BUDGETS, Budget
 from spectral_engine.recipe.low_rank import LowRank
 from spectral_engine.recipe.methods import METHODS, Method
+from spectral_engine.recipe.reconstruction import Reconstruction
 from spectral_engine.recipe.refits import REFITS, Refit
 from spectral_engine.recipe.select import Select
 
 #: The parts of a recipe that have a name, and their classes.
 _NAMED: dict[str, Mapping[str, type]] = {"method": METHODS, "budget": BUDGETS, "refit": REFITS}
 #: The parts that have none: there is one class of each.
-_NAMELESS: dict[str, type] = {"select": Select, "low_rank": LowRank}
+_NAMELESS: dict[str, type] = {
+    "select": Select, "low_rank": LowRank, "reconstruction": Reconstruction,
+}  # fmt: skip
 _KEYS = (*_NAMED, *_NAMELESS, "calibrated", "fallback")
 
 
-def part_to_plain(part: Method | Budget | Refit | Select | LowRank) -> dict[str, Any]:
+def part_to_plain(
+    part: Method | Budget | Refit | Select | LowRank | Reconstruction,
+) -> dict[str, Any]:
     """A part of a recipe as plain values, without those at their default."""
-    found: dict[str, Any] = {} if isinstance(part, Select | LowRank) else {"name": part.name}
+    found: dict[str, Any] = (
+        {} if isinstance(part, Select | LowRank | Reconstruction) else {"name": part.name}
+    )
     for each in fields(part):  # type: ignore[arg-type]
         value = getattr(part, each.name)
         if each.init and value != each.default:

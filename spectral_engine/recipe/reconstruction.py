@@ -1,0 +1,32 @@
+"""How the blocks of a pruned model are fitted to the dense ones; `reconstruct` does it."""
+
+from dataclasses import dataclass, field
+
+from spectral_engine._util.checks import integer, number
+from spectral_engine.recipe.value import Value
+
+
+@dataclass(frozen=True, repr=False)
+class Reconstruction(Value):
+    """After pruning, fit each block's kept weights, biases and norms to what the dense block gives.
+
+    Args:
+        steps: of Adam for each block, a batch each.
+        rate: the first step size, as a share of each parameter's root mean square; it falls to 0
+            along a half cosine.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was expected and what came.
+
+    Example:
+        >>> import spectral_engine as se
+        >>> se.Recipe(se.Magnitude(), reconstruction=se.Reconstruction(steps=32))
+        Recipe(Magnitude(), reconstruction=Reconstruction(steps=32))
+    """
+
+    steps: int = field(default=64, kw_only=True)
+    rate: float = field(default=0.01, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", integer("steps", self.steps, least=1))
+        object.__setattr__(self, "rate", number("rate", self.rate, above=0.0, most=1.0))

@@ -1,0 +1,1 @@
+"""Blocks of a pruned model fitted to what they give in the dense one."""

@@ -1,0 +1,216 @@
+"""A module fitted to given outputs by Adam; what is zero in its weights stays zero.
+
+A copy is fitted, in float32 where the module is in half precision, and the module is left as it is:
+who calls takes the copy's values over if they do better.
+
+The error is the squared one, relative to the dense output's energy, at the positions that count. Of
+a module with layer normalisations it is relative at each position by itself: what follows
+normalises each, and a first token of many times the length of the others would rule otherwise. Of
+others it is relative to the energy over all batches.
+"""
+
+import copy
+import math
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral_engine.calibration.batches import copied, tensors_of
+from spectral_engine.calibration.inputs import Call
+from spectral_engine.recipe.reconstruction import Reconstruction
+from spectral_engine.reconstruction.norms import reestimate
+
+#: Steps over which the rate rises to its first value, as a share of all.
+WARM_UP = 0.1
+#: Adam's decay of the mean of gradients, and of the mean of their squares: of few steps, short.
+BETAS = (0.9, 0.99)
+#: A position's energy counts for at least this share of the mean one.
+LEAST_ENERGY = 0.2
+#: Classes of normalisations of each position by itself.
+_NORMS = re.compile("LayerNorm|RMSNorm")
+#: One batch in so many is not fitted to but judges the fit, where there are as many.
+APART = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of a module: what it is given, what the dense one gave, and how positions count.
+
+    targets: floating tensors, in the order of the output. weights: for each, of its shape without
+    the last axis, flat; None where all count alike.
+    """
+
+    call: Call
+    targets: Sequence[torch.Tensor]
+    weights: Sequence[torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted copy, and the error before and after on the batches that judge it."""
+
+    module: nn.Module
+    before: float
+    after: float
+
+
+def outputs_of(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output that are fitted."""
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What the error of an output is relative to.
+
+    energy: the mean square of its entries over all examples. by_position: see the head.
+    """
+
+    energy: float
+    by_position: bool
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], index: int, by_position: bool) -> "_Scale":
+        """That of the output of this number."""
+        squares = count = 0.0
+        for one in examples:
+            target, weight = one.targets[index].double().square(), one.weights[index]
+            if weight is not None:
+                target = target.flatten(0, -2) * weight[:, None]
+            squares += float(target.sum())
+            rows = target.numel() if weight is None else weight.sum() * target.shape[-1]
+            count += float(rows)
+        features = examples[0].targets[index].ndim > 1
+        return cls(squares / max(count, 1.0) or 1.0, by_position and features)
+
+    def error(
+        self, found: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The mean relative squared error, over positions of this weight."""
+        errors = (found - target).square()
+        if not self.by_position:
+            return errors.mean() / self.energy
+        own = target.square().mean(-1) + LEAST_ENERGY * self.energy
+        relative = (errors.mean(-1) / own).flatten()
+        if weight is None:
+            return relative.mean()
+        return (relative * weight).sum() / weight.sum().clamp(min=1e-30)
+
+
+def fit(
+    module: nn.Module,
+    zeros: Mapping[str, torch.Tensor],
+    fixed: Iterable[str],
+    examples: Sequence[Example],
+    settings: Reconstruction,
+) -> Fitted:
+    """A copy of a module, fitted to the examples.
+
+    Args:
+        module: in evaluation mode for the caller's purposes; not changed.
+        zeros: by parameter's name, True where it stays 0. fixed: parameters that stay as they are.
+        examples: at least one; of `APART` or more the last ones judge.
+        settings: steps and rate.
+    """
+    twin = copy.deepcopy(module).eval()
+    if any(p.is_floating_point() and p.itemsize < 4 for p in twin.parameters()):
+        twin.float()
+        examples = [_widened(one) for one in examples]
+    apart = len(examples) // APART
+    shown, judges = examples[: len(examples) - apart], examples[len(examples) - apart :]
+    by_position = any(_NORMS.search(type(part).__name__) for part in twin.modules())
+    scales = [_Scale.of(examples, i, by_position) for i in range(len(examples[0].targets))]
+    before = _error(twin, judges or shown, scales)
+    reestimate(twin, [one.call for one in shown])
+    held = set(fixed)
+    trained = {
+        name: p for name, p in twin.named_parameters() if p.is_floating_point() and name not in held
+    }
+    for name, p in twin.named_parameters():
+        p.requires_grad_(name in trained)
+    groups = [
+        {"params": [p], "lr": settings.rate * _size(p), "rate": settings.rate * _size(p)}
+        for p in trained.values()
+    ]
+    optimizer = torch.optim.Adam(groups, betas=BETAS) if groups else None
+    for step, one in enumerate(_turns(shown, settings.steps)):
+        if optimizer is None:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * _schedule(step, settings.steps)
+        with torch.enable_grad():
+            loss = _loss(twin, one, scales)
+            if not loss.requires_grad:
+                break  # nothing of it reaches an output
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, zero in zeros.items():
+                if name in trained:
+                    trained[name].masked_fill_(zero, 0.0)
+    return Fitted(twin, before, _error(twin, judges or shown, scales))
+
+
+def _turns(examples: Sequence[Example], steps: int) -> Iterable[Example]:
+    """One example a step, all in turn, in another order each time."""
+    shuffle, order = random.Random(0), list(range(len(examples)))
+    for step in range(steps):
+        place = step % len(examples)
+        if place == 0:
+            shuffle.shuffle(order)
+        yield examples[order[place]]
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / (WARM_UP * steps))
+    return warm * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _size(parameter: torch.Tensor) -> float:
+    """The root mean square of what is not 0, 1 where all is."""
+    values = parameter.detach()
+    count = int(torch.count_nonzero(values))
+    return float(values.double().square().sum() / count) ** 0.5 if count else 1.0
+
+
+def _loss(module: nn.Module, one: Example, scales: Sequence[_Scale]) -> torch.Tensor:
+    """The relative squared error of one example, 1 where an output is 0."""
+    args, kwargs = copied((tuple(one.call.args), dict(one.call.kwargs)), None)
+    found = outputs_of(module(*args, **kwargs))
+    if [x.shape for x in found] != [x.shape for x in one.targets]:
+        raise ValueError(
+            "dense: expected a model that gives outputs of the same shapes as the pruned one; got "
+            f"{[tuple(x.shape) for x in one.targets]} beside {[tuple(x.shape) for x in found]}"
+        )
+    parts = [
+        scale.error(x, target, weight)
+        for x, target, weight, scale in zip(found, one.targets, one.weights, scales, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+def _error(module: nn.Module, examples: Sequence[Example], scales: Sequence[_Scale]) -> float:
+    with torch.no_grad():
+        return math.fsum(float(_loss(module, one, scales)) for one in examples) / len(examples)
+
+
+def _widened(one: Example) -> Example:
+    """The same in float32."""
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.float()
+        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+            return type(value)(map(wide, value))
+        if isinstance(value, dict):
+            return {key: wide(item) for key, item in value.items()}
+        return value
+
+    call = Call(wide(tuple(one.call.args)), wide(dict(one.call.kwargs)))
+    return Example(call, [target.float() for target in one.targets], one.weights)
