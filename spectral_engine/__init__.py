@@ -12,6 +12,7 @@ print(se.spectra(model))
 
 from spectral_engine.calibration.input_moments import InputMoments, calibrate
 from spectral_engine.calibration.request import Calibration
+from spectral_engine.cards.model_card import write_model_card
 from spectral_engine.compression import transformers_hook as _transformers_hook
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.file import compress_file, decompress_file
@@ -162,6 +163,7 @@ __all__ = [
     "spectra",
     "spectrum",
     "trainer_callback",
+    "write_model_card",
 ]
 
 _transformers_hook.install()

@@ -27,7 +27,7 @@ ORDER = {
         "_util", "distributed", "checkpoints", "pages", "recipe", "matrix", "layers", "masking",
         "factored", "refitting",
         "sparsifying", "calibration", "reconstruction", "pruning", "spectral", "training",
-        "profiling", "compression", "demo", "cli",
+        "profiling", "compression", "cards", "demo", "cli",
     ),
     "spectral_kernels": (
         "_validation", "_numba", "reference", "spectra", "backends", "call", "product",

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from spectral_engine.cli.options import AsJson, Ignore, ReportFile, Targets, require_report, show
+from spectral_engine.cards.model_card import write_model_card
+from spectral_engine.cli.options import (
+    AsJson,
+    Ignore,
+    ModelCard,
+    ReportFile,
+    Targets,
+    require_card,
+    require_report,
+    show,
+)
 from spectral_engine.compression import file as files
 
 Force = Annotated[bool, typer.Option("--force", help="replace an existing OUT")]
@@ -25,13 +35,17 @@ def compress(
     ignore: Ignore = None,
     force: Force = False,
     report_file: ReportFile = None,
+    model_card: ModelCard = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a pruned weight file or Hugging Face folder without its zeros; values stay the same."""
     require_report(report_file)
+    require_card(model_card, source)
     report = files.compress_file(
         source, output, targets=targets or None, ignore=ignore or None, force=force, progress=True
     )
+    if model_card:
+        write_model_card(output, report)
     show(report, report_file, as_json, output=str(output))
     if not as_json:
         typer.echo(f"wrote {output}, {report.ratio:.1%} of the dense weights")

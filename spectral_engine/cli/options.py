@@ -19,6 +19,9 @@ ReportFile = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="write a page for the browser, FILE.html"),
 ]
+ModelCard = Annotated[
+    bool, typer.Option("--model-card", help="say in OUT/README.md what was done to the weights")
+]
 
 #: What Matplotlib writes, by the endings of names.
 _IMAGES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
@@ -35,6 +38,16 @@ def require_writable(path: Path, *, image: bool = False) -> None:
         raise FileNotFoundError(f"{path}: expected a folder to write to; {path.parent} is none")
     if image and path.suffix.lower() not in _IMAGES:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(_IMAGES)}")
+
+
+def require_card(wanted: bool, source: Path) -> None:
+    """Refuse a model card for what is no folder, before the work begins.
+
+    Raises:
+        ValueError: a file, which has no README.
+    """
+    if wanted and not source.is_dir():
+        raise ValueError(f"model_card: expected a folder IN; got {source}")
 
 
 def require_report(path: Path | None) -> None:

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from spectral_engine.cli.options import AsJson, Ignore, ReportFile, Targets, require_report, show
+from spectral_engine.cards.model_card import write_model_card
+from spectral_engine.cli.options import (
+    AsJson,
+    Ignore,
+    ModelCard,
+    ReportFile,
+    Targets,
+    require_card,
+    require_report,
+    show,
+)
 from spectral_engine.compression.file import compressing
 from spectral_engine.pruning.file import prune_file
 from spectral_engine.recipe.presets import PRESETS, recipe_of_text
@@ -47,10 +57,12 @@ def prune(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="replace an existing OUT")] = False,
     report_file: ReportFile = None,
+    model_card: ModelCard = False,
     as_json: AsJson = False,
 ) -> None:
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
     require_report(report_file)
+    require_card(model_card, source)
     chosen = recipe_of_text(recipe)
     with compressing(output, force=force) if compress else nullcontext(output) as target:
         report = prune_file(
@@ -64,6 +76,8 @@ def prune(
             measure=measure,
             force=force,
         )
+    if model_card:
+        write_model_card(output, report)
     show(report, report_file, as_json, output=str(output))
     if not as_json:
         typer.echo(f"wrote {output}")
