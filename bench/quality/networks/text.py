@@ -27,8 +27,8 @@ def sentences() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(calibration, held out), in an order that depends on the sentences alone."""
     calibration: set[str] = set()
     held_out: set[str] = set()
-    for name, text in _documents():
-        chosen = held_out if name == HELD_OUT_LICENCE or _mix(name) % 5 == 0 else calibration
+    for name, text in documents():
+        chosen = held_out if is_held_out(name) else calibration
         chosen.update(_split(text))
     both = calibration & held_out
     return tuple(sorted(calibration - both, key=_mix)), tuple(sorted(held_out - both, key=_mix))
@@ -53,7 +53,13 @@ def by_length(rows: list[list[int]], largest: int) -> list[torch.Tensor]:
     ]
 
 
-def _documents() -> Iterator[tuple[str, str]]:
+def is_held_out(document: str) -> bool:
+    """Whether a document is for measuring, and not to calibrate on."""
+    return document == HELD_OUT_LICENCE or _mix(document) % 5 == 0
+
+
+def documents() -> Iterator[tuple[str, str]]:
+    """Name and text: licences, and the documentation strings of each module."""
     for name in (HELD_OUT_LICENCE, *CALIBRATION_LICENCES):
         if (LICENCES / name).is_file():
             yield name, (LICENCES / name).read_text(encoding="utf-8")

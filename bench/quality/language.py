@@ -1,0 +1,133 @@
+"""Perplexity of a pruned language model, a setting after the other.
+
+    python -m bench.quality.language --model FOLDER
+
+What the dense model's layers see is gathered once, and every setting prunes a copy by it; those
+that reconstruct run over the windows again. A run that is stopped goes on where it was. Seconds are
+of processor time, of pruning alone: neither loading, nor gathering, nor measuring. The peak is that
+of the whole process so far.
+"""
+
+import copy
+import fnmatch
+import resource
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import spectral_engine as se
+from bench import tidy
+from bench.quality.networks.language import LanguageModel, load, perplexity
+
+RESULTS = Path(__file__).parents[1] / "results" / "language.csv"
+DENSE = "dense"
+PATTERNS = {"2:4": 0.5, "4:8": 0.5}
+#: What is measured; "+ blocks" fits the blocks afterwards.
+RECIPES = {
+    "magnitude": se.preset("magnitude"),
+    "wanda": se.preset("wanda"),
+    "sparsegpt": se.preset("sparsegpt"),
+    "least-squares": se.preset("least-squares"),
+    "least-squares erk": se.Recipe(budget=se.ERK(group="row"), refit=se.LeastSquares()),
+    "alps by row": se.Recipe(budget=se.Uniform(group="row"), refit=se.ALPS()),
+    "alps by row erk": se.Recipe(budget=se.ERK(group="row"), refit=se.ALPS()),
+    "auto": se.preset("auto", calibrated=True),
+}
+BLOCKS = " + blocks"
+
+
+def settings() -> list[str]:
+    """The labels of all settings."""
+    plain = [
+        f"{name}{pattern}" for pattern in ("", *(f" {one}" for one in PATTERNS)) for name in RECIPES
+    ]
+    return [name for label in plain for name in (label, label + BLOCKS)]
+
+
+def recipe_of(label: str, sparsity: float, steps: int) -> se.Recipe | None:
+    """The recipe of a setting, None where the pattern has another sparsity, or cannot be shared."""
+    name = label.removesuffix(BLOCKS)
+    pattern = next((one for one in PATTERNS if name.endswith(f" {one}")), None)
+    recipe = RECIPES[name.removesuffix(f" {pattern}")]
+    if pattern is None:
+        recipe = recipe.at(sparsity)
+    elif sparsity != PATTERNS[pattern] or not isinstance(recipe.budget, se.Uniform):
+        return None
+    fields = {"method": recipe.method, "refit": recipe.refit, "calibrated": recipe.calibrated}
+    budget = recipe.budget if pattern is None else se.Pattern(pattern)
+    fit = recipe.reconstruction
+    if label.endswith(BLOCKS):
+        if fit is not None or name.startswith("magnitude"):
+            return None
+        fit = se.Reconstruction(steps=steps)
+    return se.Recipe(budget=budget, reconstruction=fit, **fields)
+
+
+def measure(network: LanguageModel, inputs: se.InputMoments, recipe: se.Recipe) -> dict[str, float]:
+    """Perplexities by kind, seconds of processor time, the sparsity reached and the peak memory."""
+    model, start = copy.deepcopy(network.model), time.process_time()
+    dense, fit = network.model, recipe.reconstruction
+    plain = se.Recipe(recipe.method, budget=recipe.budget, refit=recipe.refit)
+    needs = recipe.calibrated or (recipe.refit is not None and recipe.refit.needs_inputs)
+    report = se.prune(model, plain, calibration=inputs if needs else None, progress=False)
+    if fit is not None:
+        se.reconstruct(
+            model, dense, network.calibration, steps=fit.steps, rate=fit.rate, progress=False
+        )
+    seconds = time.process_time() - start
+    found = {kind: perplexity(model, data) for kind, data in network.held_out.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    return found | {"seconds": seconds, "reached": report.sparsity, "peak MB": peak}
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="A causal language model's Hugging Face folder.")],
+    setting: Annotated[list[str] | None, typer.Option(help="Globs over settings; all.")] = None,
+    sparsity: Annotated[list[float] | None, typer.Option(help="0.5, 0.6 and 0.7.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
+    calibration: Annotated[int, typer.Option(help="Windows to calibrate on.")] = 16,
+    held_out: Annotated[int, typer.Option(help="Windows of each kind of text.")] = 4,
+    steps: Annotated[int, typer.Option(help="Of reconstruction, for each block.")] = 64,
+    results: Annotated[Path, typer.Option(help="What a later run goes on with.")] = RESULTS,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Prune a language model in many ways and measure its perplexity on text apart."""
+    torch.set_num_threads(threads)
+    network = load(model, calibration=calibration, held_out=held_out, length=length)
+    head = {
+        "task": "language", "model": model.name, "data": network.data,
+        "command": f"python -m bench.quality.language --model MODEL --length {length} "
+        f"--calibration {calibration} --held-out {held_out} --steps {steps}",
+    }  # fmt: skip
+    rows: list[tidy.Row] = []
+    if results.exists():
+        before, rows = tidy.read(results)
+        if before.get("command") != head["command"]:
+            raise typer.BadParameter(f"{results} is of another command; name other --results")
+    done = {(row.setting, row.sparsity) for row in rows}
+
+    def keep(label: str, share: float | None, found: dict[str, float]) -> None:
+        rows.extend(tidy.Row("", None, label, share, name, value) for name, value in found.items())
+        tidy.write(results, rows, head)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        typer.echo(f"{label}{'' if share is None else f' {share:.0%}'}: {shown}")
+
+    if (DENSE, None) not in done:
+        data = network.held_out.items()
+        keep(DENSE, None, {kind: perplexity(network.model, text) for kind, text in data})
+    inputs: se.InputMoments | None = None
+    for share in sparsity or (0.5, 0.6, 0.7):
+        for label in settings():
+            wanted = any(fnmatch.fnmatchcase(label, one) for one in setting or ["*"])
+            recipe = recipe_of(label, share, steps) if wanted else None
+            if recipe is None or (label, share) in done:
+                continue
+            inputs = inputs or se.calibrate(network.model, network.calibration)
+            keep(label, share, measure(network, inputs, recipe))
+
+
+if __name__ == "__main__":
+    typer.run(main)
