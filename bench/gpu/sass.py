@@ -38,11 +38,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of the names wanted; all if none")
     parser.add_argument("--target", choices=NVIDIA, default="sm_90")
     arguments = parser.parse_args()
+    wanted = [
+        variant for variant in variants()
+        if not arguments.names or any(name in variant.name for name in arguments.names)
+    ]  # fmt: skip
+    target = TARGETS[arguments.target]
+    compiled = [(variant, compile_variant(variant, target)) for variant in wanted]
     print(LAYOUT.format(arguments.target, *COLUMNS))
-    for variant in variants():
-        if not arguments.names or any(name in variant.name for name in arguments.names):
-            compiled = compile_variant(variant, TARGETS[arguments.target])
-            print(row(figures(variant, compiled)), flush=True)
+    for _, found in figures(compiled, target):
+        print(row(found))
 
 
 if __name__ == "__main__":

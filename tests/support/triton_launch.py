@@ -1,7 +1,8 @@
 """Run by a test, in a process of its own: every launch of the GPU backend, short of the device.
 
-A stand-in for the CUDA driver names a target and nothing else, and launches stop once the kernel is
-compiled for the arguments that it got. Prints one line of JSON per launch.
+A stand-in for the CUDA driver names a target and nothing else, and launches stop once their
+arguments are bound. Prints one line of JSON per launch. Kernels that no whole call of
+`triton_device` launches are compiled too, for the arguments that they got first.
 """
 
 import json
@@ -14,6 +15,7 @@ from spectral_kernels.backends.gpu.backend import GPU
 from spectral_kernels.backends.protocol import Draw, LawTable, Scoring, Thresholds
 from spectral_kernels.reference.laws import Base, Shape
 from spectral_kernels.reference.patterns import NM
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -32,19 +34,30 @@ class StandIn:
         return GPUTarget("cuda", 90, 32)
 
 
+COMPILED = ("triton.nm", "triton.packing")
+compiled: set[str] = set()
 launch = JITFunction.run
 
 
-def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-    compiled = launch(self, *args, grid=grid, warmup=True, **kwargs)
-    types = {name: kind for name, kind in compiled.src.signature.items() if kind != "constexpr"}
-    print(json.dumps({"kernel": self.__name__, "grid": grid, "types": types}))
-    return compiled
+def short_of_the_device(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+    return launch(self, *args, grid=grid, warmup=True, **kwargs)
+
+
+def bound(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+    """Print what was bound; True ends the launch."""
+    kernel = fn.jit_function.__name__
+    types = {name: kind for name, kind in compile["signature"].items() if kind != "constexpr"}
+    print(json.dumps({"kernel": kernel, "types": types}))
+    if kernel in compiled or not fn.module.endswith(COMPILED):
+        return True
+    compiled.add(kernel)
+    return False
 
 
 def main() -> None:
     driver.set_active(StandIn())
-    JITFunction.run = compile_only
+    JITFunction.run = short_of_the_device
+    knobs.runtime.jit_cache_hook = bound
     # The second shape and the ones among the numbers are what Triton likes to fold into the code.
     for m, n, draw, dtype in [
         (64, 100, Draw(2**64 - 1, 2**32 - 1, 2**62, 6), torch.bfloat16),

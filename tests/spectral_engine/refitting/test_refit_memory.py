@@ -15,11 +15,14 @@ from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.request import Calibration, Request
 from spectral_engine.layers.find import find_layers
 from spectral_engine.recipe.refits import REFITS
+from spectral_engine.refitting import alps
 from spectral_engine.layers.selector import Selector
 
 ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back at once
 torch.set_num_threads(1)
 refit = REFITS[sys.argv[1]]()
+# The iterations repeat what the first ones hold; ALPS takes its steps from its default.
+alps.alps_mask.__kwdefaults__["steps"] = 3
 
 def status(field):
     found = re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())
