@@ -15,12 +15,9 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 def positive_integer(value: int, name: str, at_most: int | None = None, meaning: str = "") -> int:
     """`value` as an int in [1, at_most]; `meaning` says in the message what `at_most` is."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an integer; got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer; got {value!r}") from None
+    number = operator.index(value)
     if number < 1 or (at_most is not None and number > at_most):
         bound = "1 or more" if at_most is None else f"1 to {meaning} = {at_most}"
         raise ValueError(f"{name}: expected {bound}; got {number}")
@@ -31,9 +28,13 @@ def require_tolerance(value: float) -> float:
     """`value` as a float, 0 or more and finite."""
     if not is_number(value):
         raise TypeError(f"tolerance: expected a number; got {value!r}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"tolerance: expected a finite number, 0 or more; got {value!r}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"tolerance: expected a finite number, 0 or more; got {value!r:.60}")
+    return number
 
 
 def word(value: int, name: str, bits: int) -> int:

@@ -5,7 +5,7 @@ saved alike. A truth value is no number, and an array of one entry is no scalar.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,28 @@ def file_path(name: str, value: Any) -> Path:
     if "\0" in str(found):
         raise ValueError(f"{name}: expected a path; got one with a null byte")
     return found
+
+
+def saved_state(state: Any, kind: str) -> Mapping[str, Any]:
+    """A state dictionary that says of which kind it is, under "format".
+
+    Args:
+        state: what a user gives to `load_state_dict`, perhaps damaged.
+        kind: what it must say.
+
+    Returns:
+        It.
+
+    Raises:
+        TypeError: no dictionary.
+        ValueError: of another kind.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a dictionary; got {shown(state)}")
+    found = state.get("format")
+    if not isinstance(found, str) or found != kind:
+        raise ValueError(f"state: expected format {kind!r}; got {shown(found)}")
+    return state
 
 
 def _interval(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spectral_engine._util.checks import boolean
+from spectral_engine._util.checks import boolean, file_path
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine._util.text import natural
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
@@ -85,8 +85,9 @@ def compress_file(
     check_progress(progress)
     selector = Selector.of(targets, ignore)
     report = CompressReport()
-    with open_checkpoint(source) as checkpoint:
-        path, aim = checkpoint.path, Path(os.path.abspath(target))
+    aim = Path(os.path.abspath(file_path("target", target)))
+    with open_checkpoint(file_path("source", source)) as checkpoint:
+        path = checkpoint.path
         wanted = _wanted(checkpoint, selector, report)
         with reporting(progress, "compressing", len(wanted)) as done:
             if isinstance(checkpoint, Folder):
@@ -132,7 +133,8 @@ def decompress_file(
     True
     """
     boolean("force", force)
-    with open_checkpoint(source) as checkpoint:
+    target = file_path("target", target)
+    with open_checkpoint(file_path("source", source)) as checkpoint:
         if not any(isinstance(one, CompressedFile) for one in _files(checkpoint)):
             raise ValueError(f"source: expected a compressed file or folder; got {source}")
         rewrite(checkpoint, target, lambda name, tensor: None, select=(), force=force)

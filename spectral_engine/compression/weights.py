@@ -121,6 +121,8 @@ class SparseWeight(nn.Module):
 
 def parts_of_dense(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """The bitmask parts of a weight of two dimensions or more."""
+    if weight.is_meta:
+        raise ValueError("layer: expected a weight with values; got one on the meta device")
     shape = tuple(weight.shape)
     packed = pack(weight.detach().contiguous().reshape(forms.matrix_shape(shape)))
     made = forms.parts_of(packed, shape, forms.plan_of(packed, shape))

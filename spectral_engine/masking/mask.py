@@ -89,7 +89,21 @@ class Mask:
 
         Returns:
             The mask.
+
+        Raises:
+            TypeError, ValueError: name the argument, what was expected and what came.
         """
+        if not isinstance(parameter, nn.Parameter) or not parameter.is_floating_point():
+            got = getattr(parameter, "dtype", type(parameter).__name__)
+            raise TypeError(f"parameter: expected a floating-point torch.nn.Parameter; got {got}")
+        if not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool:
+            got = getattr(kept, "dtype", type(kept).__name__)
+            raise TypeError(f"kept: expected a boolean tensor; got {got}")
+        if kept.layout != torch.strided or kept.is_meta or kept.shape != parameter.shape:
+            raise ValueError(
+                f"kept: expected a dense mask of shape {tuple(parameter.shape)}; "
+                f"got {tuple(kept.shape)}, {kept.layout}, on {kept.device}"
+            )
         return cls(parameter, pack(own_part(kept, parameter)), int(kept.sum()))
 
     def unpack(self) -> torch.Tensor:

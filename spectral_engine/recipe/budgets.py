@@ -183,7 +183,7 @@ class Pattern(Budget):
     def __post_init__(self) -> None:
         if not (self.shared is None or isinstance(self.shared, Shared | MaxError)):
             raise TypeError(f"shared: expected a budget such as ERK(0.9); got {shown(self.shared)}")
-        parsed = parse_pattern(self.shape)
+        parsed = parse_pattern(self.shape, "shape")
         _check(self)
         pattern_sparsity(self.shape, self.sparsity)
         if isinstance(parsed, NM):

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral_engine._util.checks import boolean, one_of
 from spectral_engine.recipe.budgets import ERK, Spectral, Uniform
 from spectral_engine.recipe.methods import Aligned, Magnitude, Method, Principal, Randomized
 from spectral_engine.recipe.recipe import Recipe, load_recipes
@@ -64,10 +65,12 @@ def preset(name: str, sparsity: float | None = None, *, calibrated: bool = False
         >>> preset("spectral", 0.8)
         Recipe(Magnitude(), budget=Spectral(0.8), refit=SpectralRefit())
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"recipe: expected one of {', '.join(PRESETS)}; got {name!r}")
-    found = CALIBRATED_AUTO if name == "auto" and calibrated else PRESETS[name]
-    return found.at(sparsity)
+    return _preset("name", name, boolean("calibrated", calibrated)).at(sparsity)
+
+
+def _preset(argument: str, name: Any, calibrated: bool) -> Recipe:
+    one_of(argument, name, PRESETS)
+    return CALIBRATED_AUTO if name == "auto" and calibrated else PRESETS[name]
 
 
 def as_recipe(value: Any, sparsity: float | None = None, *, calibrated: bool = False) -> Recipe:
@@ -86,7 +89,7 @@ def as_recipe(value: Any, sparsity: float | None = None, *, calibrated: bool = F
     if isinstance(value, Recipe):
         found = value.at(sparsity)
     elif isinstance(value, str):
-        found = preset(value, sparsity, calibrated=calibrated)
+        found = _preset("recipe", value, calibrated).at(sparsity)
     else:
         raise TypeError(f"recipe: expected a Recipe, a method or a preset's name; got {value!r}")
     if found.needs_inputs and not calibrated:

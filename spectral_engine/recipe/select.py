@@ -65,6 +65,8 @@ def _frozen(split: Any) -> tuple[tuple[str, tuple[Any, ...]], ...] | None:
         return None
     pairs = split.items() if isinstance(split, Mapping) else split
     try:
+        if not isinstance(split, Mapping | tuple | list):
+            raise TypeError
         found = tuple(
             (
                 pattern,

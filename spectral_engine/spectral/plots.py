@@ -45,9 +45,16 @@ class Picture(Figure):
 
 
 def written(figure: Figure, path: Path) -> Path:
-    """Write a figure to an image file, whole or not at all, over an older one; the path."""
+    """Write a figure to an image file, whole or not at all, over an older one; the path.
+
+    Raises:
+        ValueError: an ending that Matplotlib does not know.
+    """
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"path: expected an ending such as .png or .pdf; got {path.name!r}")
     with replacing_file(path, force=True) as file:
-        figure.savefig(file, format=path.suffix.removeprefix(".") or "png")
+        figure.savefig(file, format=kind)
     return path
 
 

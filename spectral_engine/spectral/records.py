@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spectral_engine._util.checks import shown
 from spectral_engine.checkpoints import CheckpointError, open_checkpoint
 from spectral_engine.checkpoints.atomic import replacing_file
 from spectral_engine.spectral.power_law import Values
@@ -58,7 +59,13 @@ class Records:
         return self._steps[: self._length].copy()
 
     def read(self, name: str, quantity: str) -> Values:
-        """One of `QUANTITIES` of a weight at each step, (T, k) or (T,); KeyError if unknown."""
+        """One of `QUANTITIES` of a weight at each step, (T, k) or (T,).
+
+        Raises:
+            ValueError: no weight of that name is recorded.
+        """
+        if not isinstance(name, str) or name not in self._columns:
+            raise ValueError(f"name: expected one of {', '.join(self._columns)}; got {shown(name)}")
         found: Values = self._rows[: self._length, self._columns[name][quantity]]
         return found.copy()
 

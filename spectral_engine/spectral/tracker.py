@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from spectral_engine._util.checks import file_path, integer, number
+from spectral_engine._util.checks import file_path, integer, number, saved_state
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.arrays import largest_magnitude
 from spectral_engine.pages.report import Shown
@@ -90,10 +90,8 @@ class SpectrumTracker(Shown):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
-        if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
-            raise TypeError(
-                f"optimizer: expected a torch.optim.Optimizer; got {type(optimizer).__name__}"
-            )
+        if optimizer is not None:
+            _require_optimizer(optimizer)
         self.every = integer("every", every, least=1)
         self._options = SpectraOptions(rank, tolerance, full_size=FULL_SIZE, max_bytes=max_bytes)
         self.rank, self.count = self._options.rank, 0
@@ -136,6 +134,7 @@ class SpectrumTracker(Shown):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the steps of this optimizer from now on, and of no other."""
+        _require_optimizer(optimizer)
         self.detach()
         self._hook = optimizer.register_step_post_hook(lambda *_: self.step())
 
@@ -201,7 +200,7 @@ class SpectrumTracker(Shown):
         return self._records.steps
 
     def singular_values(self, name: str) -> Values:
-        """The leading singular values of a weight, (T, at most rank); KeyError if unknown."""
+        """The leading singular values of a weight, (T, at most rank); ValueError if unknown."""
         return self._records.read(name, "singular_values")
 
     def frobenius(self, name: str) -> Values:
@@ -332,10 +331,7 @@ class SpectrumTracker(Shown):
             TypeError, ValueError: `state` is no tracker's, or one of other weights or another rank;
                 the records stay as they were.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a dictionary; got {type(state).__name__}")
-        if state.get("format") != FORMAT:
-            raise ValueError(f"state: expected format {FORMAT!r}; got {state.get('format')!r}")
+        saved_state(state, FORMAT)
         try:
             count = integer("count", state.get("count"), least=0)
         except (TypeError, ValueError) as error:
@@ -363,3 +359,10 @@ class SpectrumTracker(Shown):
             ValueError, OSError: name what was wrong; the records stay as they were.
         """
         self.load_state_dict(read_state(file_path("path", path)))
+
+
+def _require_optimizer(optimizer: Any) -> None:
+    # Wrappers of optimizers, as accelerators make them, have the hook too.
+    if isinstance(optimizer, type) or not hasattr(optimizer, "register_step_post_hook"):
+        got = type(optimizer).__name__
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer; got {got}")

@@ -24,8 +24,9 @@ class Schedule:
             )
         if not targets:
             raise ValueError("targets: expected at least one step; got none")
+        share = "targets: sparsity" if type(self) is Schedule else "sparsity"
         found = {
-            integer("targets: step", step, least=0): _fraction("sparsity", targets[step])
+            integer("targets: step", step, least=0): _fraction(share, targets[step])
             for step in targets
         }
         self.targets = {step: found[step] for step in sorted(found)}

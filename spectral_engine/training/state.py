@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_engine._util.checks import boolean, integer, number
+from spectral_engine._util.checks import boolean, integer, number, saved_state
 from spectral_engine.distributed.shards import here, is_sharded
 from spectral_engine.layers.names import named_tensors
 from spectral_engine.spectral.tracker import SpectrumTracker
@@ -58,10 +58,7 @@ def read_state(
         TypeError: `state` is no dictionary.
         ValueError: something is missing, of another kind, or of another schedule or model.
     """
-    if not isinstance(state, Mapping):
-        raise TypeError(f"state: expected a dictionary; got {type(state).__name__}")
-    if state.get("format") != FORMAT:
-        raise ValueError(f"state: expected format {FORMAT!r}; got {_shown(state.get('format'))}")
+    saved_state(state, FORMAT)
     if _pairs(state.get("targets")) != list(schedule.targets.items()):
         raise ValueError("state: expected the targets of this pruner; got others")
     for name, mine in (("early", rewind), ("spectra", tracker)):

@@ -24,7 +24,7 @@ JUNK: dict[str, Any] = {
     "boolean": torch.ones(6, 8, dtype=torch.bool), "uint16": torch.ones(6, 8, dtype=torch.uint16),
     "float8": torch.ones(6, 8).to(torch.float8_e4m3fn), "complex numbers": torch.ones(6, 8) * 1j,
     "type": int, "object": object(), "slice": slice(1), "ellipsis": ..., "dtype": torch.float32,
-    "null byte": "a\0b",
+    "null byte": "a\0b", "generator": torch.Generator(),
 }  # fmt: skip
 
 
@@ -35,6 +35,10 @@ def network() -> nn.Module:
 
 def tracker() -> se.SpectrumTracker:
     return se.SpectrumTracker(network())
+
+
+def pruner() -> se.Pruner:
+    return se.Pruner(network(), se.OneShot(0.5))
 
 
 #: Argument, and a call with a value of it.
@@ -90,6 +94,24 @@ CALLS: list[tuple[str, Callable[[Any], Any]]] = [
     ("path", lambda x: tracker().load(x)),
     ("every", lambda x: se.SpectrumTracker(network(), every=x)),
     ("window", lambda x: tracker().stabilised(window=x)),
+    ("optimizer", lambda x: tracker().attach(x)),
+    ("name", lambda x: tracker().frobenius(x)),
+    ("state", lambda x: tracker().load_state_dict({"format": x})),
+    ("state", lambda x: pruner().load_state_dict({"format": x})),
+    ("path", lambda x: se.spectra(network(), 2, progress=False).plot(x)),
+    ("parameter", lambda x: se.Mask.of(x, torch.ones(6, 8, dtype=torch.bool))),
+    ("kept", lambda x: se.Mask.of(nn.Parameter(torch.ones(3, 5)), x)),
+    ("source", lambda x: se.compress_file(x, "out.safetensors")),
+    ("target", lambda x: se.compress_file("in.safetensors", x)),
+    ("source", lambda x: se.decompress_file(x, "out.safetensors")),
+    ("target", lambda x: se.decompress_file("in.safetensors", x)),
+    ("name", se.preset),
+    ("calibrated", lambda x: se.preset("auto", calibrated=x)),
+    ("shape", se.Pattern),
+    ("targets", lambda x: se.Schedule({0: x})),
+    ("split", lambda x: se.Select(split=x)),
+    ("depth", lambda x: se.spectrum(W, 2, depth=x)),
+    ("tolerance", lambda x: se.spectrum(W, 2, tolerance=x)),
 ]  # fmt: skip
 #: What some of them do take.
 TAKEN = {
@@ -135,3 +157,13 @@ def test_schedules_of_billions_of_prunings_are_refused() -> None:
         se.Constant(0.5, end=10**15)
     with pytest.raises(ValueError, match="rounds: expected 1 to 1000000"):
         se.Iterative(0.5, rounds=10**15)
+
+
+def test_numbers_and_tensors_that_cannot_be_converted() -> None:
+    """Catches an OverflowError of Python, and an error of torch about a layout without strides."""
+    with pytest.raises(ValueError, match="tolerance: expected a finite number"):
+        se.spectrum(W, 2, tolerance=10**400)
+    with pytest.raises(TypeError, match="split: expected a dictionary"):
+        se.Select(split=W.to_mkldnn())
+    with pytest.raises(ValueError, match="layer: expected a weight with values"):
+        se.SparseLinear.from_dense(nn.Linear(3, 3, device="meta"))

@@ -21,7 +21,7 @@ def backend_for(array: Any, argument: str = "weight") -> Backend:
     package = module_of(array)
     if isinstance(array, np.ndarray):
         device = "cpu"
-    elif package == "torch" and hasattr(array, "device"):
+    elif package == "torch" and hasattr(array, "layout"):
         device = array.device.type
     elif package == "cupy" and hasattr(array, "__dlpack__"):
         device = "cuda"

@@ -62,11 +62,12 @@ class Blocks:
 Pattern = NM | Blocks
 
 
-def parse_pattern(pattern: str) -> Pattern:
+def parse_pattern(pattern: str, argument: str = "pattern") -> Pattern:
     """The pattern called "N:M" or "RxC".
 
     Args:
         pattern: its name, such as "2:4" (N of M) or "16x16" (blocks of rows by columns).
+        argument: what an error calls it.
 
     Returns:
         The pattern as a value.
@@ -81,18 +82,20 @@ def parse_pattern(pattern: str) -> Pattern:
     """
     if not isinstance(pattern, str):
         raise TypeError(
-            f"pattern: expected a string such as '2:4' or '16x16'; got {type(pattern).__name__}"
+            f"{argument}: expected a string such as '2:4' or '16x16'; got {type(pattern).__name__}"
         )
     found = re.fullmatch(r"([0-9]{1,9})([:x])([0-9]{1,9})", pattern)
     if found is None:
-        raise ValueError(f"pattern: expected 'N:M' or 'RxC', as '2:4' or '16x16'; got {pattern!r}")
+        raise ValueError(
+            f"{argument}: expected 'N:M' or 'RxC', as '2:4' or '16x16'; got {pattern!r}"
+        )
     first, second = int(found[1]), int(found[3])
     if found[2] == "x":
         if first == 0 or second == 0:
-            raise ValueError(f"pattern: expected blocks of at least 1 by 1; got {pattern!r}")
+            raise ValueError(f"{argument}: expected blocks of at least 1 by 1; got {pattern!r}")
         return Blocks(first, second)
     if not 0 < first < second <= WIDEST:
-        raise ValueError(f"pattern: expected N of M with 0 < N < M <= {WIDEST}; got {pattern!r}")
+        raise ValueError(f"{argument}: expected N of M with 0 < N < M <= {WIDEST}; got {pattern!r}")
     return NM(first, second)
 
 
