@@ -1,6 +1,6 @@
 """Which weights of a model are pruned, or have spectra, and why the others are not or have none."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -255,12 +255,16 @@ def layers_to_prune(
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     layers, skipped = find_layers(model, selector, split)
     if not layers:
-        reasons = "".join(f"; {one.name}: {one.reason}" for one in skipped[:3])
         raise ValueError(
-            f"targets: no prunable weight is left with {selector}{reasons}; expected a class name, "
+            f"targets: no prunable weight is left with {selector}{reasons(skipped)}; expected a class name, "
             "a glob or 're:...' that matches a weight of a known layer"
         )
     return layers, skipped
+
+
+def reasons(skipped: Sequence[Skipped]) -> str:
+    """Why the first few are left alone, for a message."""
+    return "".join(f"; {one.name}: {one.reason}" for one in skipped[:3])
 
 
 def _select(

@@ -12,7 +12,7 @@ from spectral_engine._util.checks import boolean, file_path, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine._util.text import natural
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
-from spectral_engine.layers.find import Skipped
+from spectral_engine.layers.find import Skipped, reasons
 from spectral_engine.layers.selector import RecipeSelector
 from spectral_engine.pruning.plan import Candidate, Plan, share_out
 from spectral_engine.pruning.report import LayerReport, PruneReport, errors_of, layer_report
@@ -136,8 +136,8 @@ def plan_checkpoint(
     skipped += [Skipped(name, reason) for name, reason in checkpoint.other_weights().items()]
     if not candidates:
         raise ValueError(
-            f"targets: nothing to prune in {checkpoint.path} with {selector}; expected globs or "
-            f"'re:...' over tensor names ({tensors.note})"
+            f"targets: nothing to prune in {checkpoint.path} with {selector}{reasons(skipped)}; "
+            f"expected globs or 're:...' over tensor names ({tensors.note})"
         )
     assigned, requested = share_out(recipes, candidates, str(checkpoint.path))
     return FilePlan(

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from spectral_kernels.spectra._arrays import Array, Namespace, unit_scales, working_dtype
 
 #: A matrix of half precision is widened in at most so many panels of rows, each of at least so many
-#: entries: 2 MiB, so that small matrices are one panel.
-PANELS = 64
-PANEL_ENTRIES = 1 << 19
+#: entries: 1 MiB, so that small matrices are one panel.
+PANELS = 128
+PANEL_ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,26 @@ def matrix(xp: Namespace, A: Array, largest: NDArray[np.floating]) -> Operator:
     )
 
 
-def _panels(xp: Namespace, A: Array, dtype: Any) -> Iterator[tuple[slice, Array]]:
-    """Runs of rows of A (..., m, n), each in the working precision."""
+def _runs(A: Array) -> Iterator[slice]:
+    """The rows of each panel of A (..., m, n)."""
     m, n = A.shape[-2:]
     step = max(-(-m // PANELS), PANEL_ENTRIES // n, 1)
     for start in range(0, m, step):
-        rows = slice(start, min(start + step, m))
-        yield rows, xp.astype(A[..., rows, :], dtype)
+        yield slice(start, min(start + step, m))
+
+
+# No name holds a panel: the last one is gone before the next is made.
 
 
 def _by_panels(xp: Namespace, A: Array, dtype: Any, V: Array) -> Array:
     """A V."""
-    return xp.concat([panel @ V for _, panel in _panels(xp, A, dtype)], axis=-2)
+    return xp.concat([xp.astype(A[..., rows, :], dtype) @ V for rows in _runs(A)], axis=-2)
 
 
 def _sum_of_panels(xp: Namespace, A: Array, dtype: Any, U: Array) -> Array:
     """A^T U, summed over the panels in their order."""
-    parts = (xp.matrix_transpose(panel) @ U[..., rows, :] for rows, panel in _panels(xp, A, dtype))
+    parts = (
+        xp.matrix_transpose(xp.astype(A[..., rows, :], dtype)) @ U[..., rows, :]
+        for rows in _runs(A)
+    )
     return reduce(operator.add, parts)
