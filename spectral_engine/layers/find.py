@@ -256,8 +256,8 @@ def layers_to_prune(
     layers, skipped = find_layers(model, selector, split)
     if not layers:
         raise ValueError(
-            f"targets: no prunable weight is left with {selector}{reasons(skipped)}; expected a class name, "
-            "a glob or 're:...' that matches a weight of a known layer"
+            f"targets: no prunable weight is left with {selector}{reasons(skipped)}; expected a "
+            "class name, a glob or 're:...' that matches a weight of a known layer"
         )
     return layers, skipped
 

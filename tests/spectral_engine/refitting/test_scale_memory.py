@@ -19,7 +19,7 @@ def status(key):
 
 recipe = se.Recipe(refit=se.Scale())
 se.sparsify(torch.randn(512, 512).bfloat16(), recipe, 0.9)
-# With a gap behind its first singular value, so that few products find it: each takes more memory.
+# With a gap behind its first singular value, so that few products find it: each takes memory.
 A = torch.randn(4096, 4096).addr_(torch.randn(4096), torch.randn(4096)).bfloat16()
 excess = []
 for _ in range(2):
@@ -36,8 +36,8 @@ print(min(excess))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_scaling_takes_no_copy():
-    """Catches a scaled copy of the result, half of input and output more, and one in float32, as much
-    again; at most 5 % is held."""
+    """Catches a scaled copy of the result, half of input and output more, and one in float32, twice
+    as much; at most 5 % is held."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False
     )
