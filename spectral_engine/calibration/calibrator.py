@@ -321,8 +321,8 @@ class Calibrator:
             found = inputs.find(Call(args, kwargs, output))
             if found is None:
                 return
-            found = found.detach()
-            other = None if reference is None else reference.next_inputs(source, found)
+            found, paired = found.detach(), inputs.paired and reference is not None
+            other = reference.next_inputs(source, found) if reference and paired else None
             weights, count = self._weights(source, found), inputs.count(found)
             index, chosen = rows_taken(weights, count, one.sample, found.device)
             if count and (weights is None or bool(weights.any())):

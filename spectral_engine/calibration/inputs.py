@@ -11,6 +11,7 @@ The inputs of a matrix (m, n) are the vectors x of n features that its rows are 
 | RNN, LSTM, GRU                   | input matrices of the first layer: its input                |
 |                                  | recurrent ones of the last layer: its output a step before  |
 | RNNCell, LSTMCell, GRUCell       | its input, and the hidden state                             |
+| experts of transformers 5        | the tokens that are sent to each; see `routed/experts.py`   |
 
 Hidden from hooks, and so not calibrated: all else of RNN, LSTM and GRU, whose states between layers
 and before a projection never leave one fused call; the out_proj of MultiheadAttention, whose
@@ -22,12 +23,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from spectral_engine.calibration.routed.experts import (
+    INTO,
+    OUT_OF,
+    ROUTED,
+    apart,
+    between,
+    by_expert,
+    is_routed,
+    routed,
+)
 
 #: Entries of the unfolded windows that are made at once.
 _CHUNK = 1 << 20
@@ -59,6 +72,7 @@ class Inputs:
     count: how many rows there are
     after: whether they are only seen once the call is over
     time_first: whether the tensor is (T, B, n) for certain
+    paired: whether a row is the same sample in a dense copy of the model
     """
 
     slot: str
@@ -67,6 +81,7 @@ class Inputs:
     count: Callable[[torch.Tensor], int]
     after: bool = False
     time_first: bool = False
+    paired: bool = True
 
 
 def inputs_of(module: nn.Module, local_name: str, part: str = "") -> Inputs | str:
@@ -97,6 +112,9 @@ def inputs_of(module: nn.Module, local_name: str, part: str = "") -> Inputs | st
             slot = "hidden, reverse" if reverse else "hidden"
             return Inputs(slot, _states_of(module, reverse), flat, flat_count, True, True)
         return f"the inputs of {local_name} stay inside {kind}"
+    if local_name in (INTO, OUT_OF) and is_routed(module):
+        rows = partial(_of_experts, len(getattr(module, local_name)))
+        return Inputs(local_name, _routes(module, local_name), rows, len, paired=False)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "the inputs of an embedding are indices"
     return f"it is not known where {kind} has the inputs of {local_name}"
@@ -151,6 +169,27 @@ def _states_of(module: nn.RNNBase, reverse: bool) -> Find:
         return starts[torch.arange(len(starts))[:, None] < lengths]
 
     return find
+
+
+def _routes(module: Any, local_name: str) -> Find:
+    """Rows of all experts with their numbers; those behind the gate for the second matrix."""
+    own = apart(module)
+
+    def find(call: Call) -> torch.Tensor | None:
+        hidden, experts = (_argument(i, name)(call) for i, name in enumerate(ROUTED))
+        if hidden is None or experts is None:
+            return None
+        into = module._parameters[INTO]
+        rows = routed(hidden.flatten(0, -2), experts.flatten(0, -2), into.shape[0])
+        return rows if local_name == INTO else between(own, rows)
+
+    return find
+
+
+def _of_experts(
+    experts: int, rows: torch.Tensor, index: torch.Tensor | None = None
+) -> Iterator[torch.Tensor]:
+    yield from by_expert(rows if index is None else rows[index], experts)
 
 
 def _outer(call: Call) -> torch.Tensor | None:

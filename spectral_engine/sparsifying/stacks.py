@@ -82,14 +82,14 @@ def _each(
     moments: Moments | None,
     seed: int,
 ) -> Sparsified:
-    """Each of a stack (b, m, n) by itself."""
-    found = [
-        sparsify_matrix(
-            matrix, recipe, share, None if moments is None else moments[i], seed=seed,
-            stream=stream_id(f"{name}[{i}]"),
-        )
-        for i, (matrix, share) in enumerate(zip(stack, sparsities, strict=True))
-    ]  # fmt: skip
+    """Each of a stack (b, m, n) by itself; one that no input reached, as if there were none."""
+    found = []
+    for i, (matrix, share) in enumerate(zip(stack, sparsities, strict=True)):
+        own, chosen = None if moments is None else moments[i], recipe
+        if own is not None and not bool(own.second.diagonal().any()):
+            own, chosen = None, recipe.without_inputs()
+        stream = stream_id(f"{name}[{i}]")
+        found.append(sparsify_matrix(matrix, chosen, share, own, seed=seed, stream=stream))
     reports = [one.report for one in found]
     sparse = torch.stack([one.weight for one in found])
     nnz = sum(report.nnz for report in reports)
