@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from spectral_engine._util.progress import on_the_way
+
 #: Runs a model over one batch.
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -106,6 +108,7 @@ def copies(
             if tensor.is_floating_point() and not _finite(tensor):
                 raise ValueError(f"calibration: batch {index} holds NaN or infinity")
         yield index, copied(batch, device)
+        on_the_way(f"batch {index + 1}")
 
 
 def _require_plain(tensor: torch.Tensor, index: int) -> None:

@@ -1,10 +1,16 @@
 """What the layers of a model see, gathered once, for any number of prunings of it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import nn
 
+from spectral_engine._util.progress import (
+    Progress,
+    check_progress,
+    reporting,
+    told_of_steps,
+)
 from spectral_engine.calibration.batches import Forward
 from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.positions import PositionRule
@@ -107,6 +113,7 @@ def calibrate(
     positions: PositionRule = None,
     max_samples: int | None = MAX_SAMPLES,
     max_bytes: int = MAX_BYTES,
+    progress: Progress[str] = True,
 ) -> InputMoments:
     """Gather what a model's layers see, in one pass over the batches.
 
@@ -122,6 +129,8 @@ def calibrate(
         forward, positions, max_samples: see `Calibration`.
         max_bytes: the most that the moments may take: of n input features n x n float32 for each
             layer, layers of the same inputs once.
+        progress: True for a bar on a terminal, False for none, or a function that is called with
+            "batch 1", "batch 2", ... as each is done.
 
     Returns:
         The moments of each layer, and the reason why a layer has none.
@@ -138,18 +147,32 @@ def calibrate(
         >>> inputs.moments["1.weight"].count
         48
     """
+    check_progress(progress)
     layers = layers_to_prune(model, Selector.of(targets, ignore), split)[0]
     calibration = Calibration(
         batches, forward=forward, positions=positions, max_samples=max_samples, sequential=False,
         max_bytes=max_bytes,
     )  # fmt: skip
-    found = Calibrator(model, [Request(layer, None) for layer in layers], calibration)
     moments, unseen, few = {}, {}, {}
-    for one in found:
-        if one.moments is None:
-            unseen[one.layer.name] = one.reason or ""
-        else:
-            moments[one.layer.name] = one.moments
-        if one.few is not None:
-            few[one.layer.name] = one.few
+    known = len(batches) if isinstance(batches, Sized) else None
+    with reporting(progress, "calibrating", known) as report, told_of_steps(_once(report)):
+        for one in Calibrator(model, [Request(layer, None) for layer in layers], calibration):
+            if one.moments is None:
+                unseen[one.layer.name] = one.reason or ""
+            else:
+                moments[one.layer.name] = one.moments
+            if one.few is not None:
+                few[one.layer.name] = one.few
     return InputMoments(moments, unseen, few)
+
+
+def _once(report: Callable[[str], None]) -> Callable[[str], None]:
+    """Pass each batch on once: the first ones are looked at before all are gone through."""
+    seen = set[str]()
+
+    def tell(batch: str) -> None:
+        if batch not in seen:
+            seen.add(batch)
+            report(batch)
+
+    return tell

@@ -54,6 +54,7 @@ def rewrite(
     *,
     select: Collection[str] | None = None,
     force: bool = False,
+    seen: Callable[[str], None] | None = None,
 ) -> None:
     """Write a checkpoint again with each tensor as `transform(name, tensor)` returns it.
 
@@ -70,6 +71,7 @@ def rewrite(
             that torch lacks nor where `reason_to_keep` has a reason.
         select: ask for these names only; the other tensors are copied without being loaded.
         force: replace a target that exists: a file by a file, a checkpoint folder by a folder.
+        seen: called with the name of each tensor before it is written.
 
     Raises:
         CheckpointError, OSError: as `open_checkpoint`.
@@ -83,7 +85,7 @@ def rewrite(
         nullcontext(source) if isinstance(source, Checkpoint) else open_checkpoint(source) as opened
     ):
         path = opened.path
-        edit = _edit(opened, transform, select)
+        edit = _edit(opened, transform, select, seen)
         if isinstance(opened, Folder):
             check_folders(path, target)
             with replacing_folder(target, like=path, force=force) as staging:
@@ -131,7 +133,12 @@ def _open_file(path: Path) -> CheckpointFile:
     return opener(path)
 
 
-def _edit(checkpoint: Checkpoint, transform: Transform, select: Collection[str] | None) -> Edit:
+def _edit(
+    checkpoint: Checkpoint,
+    transform: Transform,
+    select: Collection[str] | None,
+    seen: Callable[[str], None] | None,
+) -> Edit:
     """`transform` with its result checked, for the names in `select`."""
     names = checkpoint.names
     selected = set(names if select is None else select)
@@ -150,6 +157,8 @@ def _edit(checkpoint: Checkpoint, transform: Transform, select: Collection[str] 
     selected -= kept.keys()
 
     def edit(name: str) -> torch.Tensor | None:
+        if seen is not None:
+            seen(name)
         if name not in selected or not isinstance(checkpoint.dtype(name), torch.dtype):
             return None
         result = transform(name, checkpoint.read(name))

@@ -18,7 +18,6 @@ app = typer.Typer(
     name="spectral-engine",
     help="Spectrum-preserving sparsification of neural networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
@@ -49,7 +48,7 @@ def options(
 def main() -> None:
     """Run the command line; a mistake of the user is one line on stderr and exit status 1."""
     try:
-        app()
+        app(prog_name="spectral-engine")  # as completion calls it, however it was started
     except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
         said = f"error: {_message(error)}"
         Console(stderr=True).print(said, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -40,7 +40,11 @@ def prune(
     ],
     recipe: Annotated[
         str,
-        typer.Option(metavar="NAME|FILE", help=f"{', '.join(PRESETS)}; or a .toml file of recipes"),
+        typer.Option(
+            metavar="NAME|FILE",
+            help=f"{', '.join(PRESETS)}; or a .toml file of recipes",
+            autocompletion=lambda: list(PRESETS),
+        ),
     ] = "magnitude",
     sparsity: Annotated[
         float | None,

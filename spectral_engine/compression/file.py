@@ -109,7 +109,11 @@ def compress_file(
 
 
 def decompress_file(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, force: bool = False
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Progress[str] = True,
 ) -> None:
     """Write a compressed weight file or folder again with its zeros: the very file it came from.
 
@@ -117,6 +121,7 @@ def decompress_file(
         source: as `compress_file` or `save_pretrained` wrote it.
         target: .safetensors for a file, a folder for a folder.
         force: replace an existing target.
+        progress: True for a bar on a terminal, False, or a function of the name of each tensor.
 
     Raises:
         TypeError, ValueError, OSError: name what was wrong; nothing is left half-written.
@@ -133,11 +138,15 @@ def decompress_file(
     True
     """
     boolean("force", force)
+    check_progress(progress)
     target = file_path("target", target)
     with open_checkpoint(file_path("source", source)) as checkpoint:
         if not any(isinstance(one, CompressedFile) for one in _files(checkpoint)):
             raise ValueError(f"source: expected a compressed file or folder; got {source}")
-        rewrite(checkpoint, target, lambda name, tensor: None, select=(), force=force)
+        with reporting(progress, "decompressing", len(checkpoint.names)) as done:
+            rewrite(
+                checkpoint, target, lambda name, tensor: None, select=(), force=force, seen=done
+            )
 
 
 @contextmanager

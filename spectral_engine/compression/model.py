@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from spectral_engine._util.checks import boolean
+from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.checkpoints.sparse import forms
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
@@ -43,6 +44,7 @@ def compress(
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] | None = None,
     keep_negative_zero: bool = True,
+    progress: Progress[CompressedWeight] = True,
 ) -> CompressReport:
     """Replace pruned layers of a model by sparse ones, which hold values and bits, nothing dense.
 
@@ -55,6 +57,7 @@ def compress(
         model: pruned; every layer to replace must be inside another module.
         targets, ignore: class names, globs over names, or "re:...", as for `prune`.
         keep_negative_zero: see `compress_file`.
+        progress: True for a bar on a terminal, False, or a function of each row.
 
     Returns:
         How each weight is stored, and what stays dense.
@@ -81,16 +84,21 @@ def compress(
             f"{type(model).__name__}, of which se.{sparse}.from_dense makes a sparse one"
         )
     boolean("keep_negative_zero", keep_negative_zero)
+    check_progress(progress)
     selector = Selector.of(targets, ignore)
     layers, skipped = find_layers(model, selector)
     report = CompressReport(skipped=[*skipped], unmatched=selector.unmatched)
     made: dict[int, SparseWeight] = {}
-    for group in _by_parameter(layers).values():
-        reason = _reason_against(group, targets is not None)
-        if reason is None:
-            reason = _add(group[0], made, report, keep_negative_zero)
-        if reason is not None:
-            report.skipped.append(Skipped(_name(group[0]), reason))
+    groups = _by_parameter(layers).values()
+    with reporting(progress, "compressing", len(groups)) as done:
+        for group in groups:
+            reason = _reason_against(group, targets is not None)
+            if reason is None:
+                reason = _add(group[0], made, report, keep_negative_zero)
+            if reason is None:
+                done(report.weights[-1])
+            else:
+                report.skipped.append(Skipped(_name(group[0]), reason))
     for layer in layers:
         for module, local in layer.holders:
             if id(module) in made:
@@ -102,11 +110,12 @@ def compress(
     return report
 
 
-def decompress(model: nn.Module) -> int:
+def decompress(model: nn.Module, *, progress: Progress[str] = True) -> int:
     """Replace the sparse layers of a model by dense ones, in place; the opposite of `compress`.
 
     Args:
         model: its dense weights can be trained again; `mask_zeros` keeps their zeros.
+        progress: True for a bar on a terminal, False, or a function of the name of each layer.
 
     Returns:
         How many layers there were.
@@ -126,15 +135,20 @@ def decompress(model: nn.Module) -> int:
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     if isinstance(model, SparseWeight):
         raise TypeError("model: expected a module that contains sparse ones; use its to_dense()")
+    check_progress(progress)
     made: dict[int, nn.Module] = {}
     weights: dict[tuple[int, int], nn.Parameter] = {}
-    for module in list(model.modules()):
-        if isinstance(module, SparseWeight):
+    sparse = {
+        name: module for name, module in model.named_modules() if isinstance(module, SparseWeight)
+    }
+    with reporting(progress, "decompressing", len(sparse)) as done:
+        for name, module in sparse.items():
             dense: Any = module.to_dense()  # type: ignore[operator]
             key = (module.compressed.data_ptr(), module.bitmask.data_ptr())
             dense.weight = weights.setdefault(key, dense.weight)
             _take_over(module, dense)
             made[id(module)] = dense
+            done(name)
     _replace(model, made)
     _tell(model, False)
     return len(made)

@@ -217,6 +217,23 @@ def test_usage(call):
 
 
 @pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["spectral-engine", "comp"], {"compare", "compress"}),
+        (["spectral-engine", "prune", "--recipe", "s"], {"spectral", "sparsegpt"}),
+        (["spectral-engine", "prune", "--rep"], {"--report"}),
+    ],
+)
+def test_a_shell_completes(call, monkeypatch, typed, offered):
+    """Catches commands, options or recipes that a shell does not complete."""
+    monkeypatch.setenv("_SPECTRAL_ENGINE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(typed))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed) - 1))
+    status, out, _ = call()
+    assert (status, set(out.split())) == (0, offered)
+
+
+@pytest.mark.parametrize(
     "command",
     [
         [Path(sys.executable).with_name("spectral-engine")],
