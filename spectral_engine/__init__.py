@@ -33,7 +33,6 @@ from spectral_engine.layers.views import View, register_layer
 from spectral_engine.masking.mask import Mask
 from spectral_engine.masking.model import apply_masks, finalize, mask_zeros, masks
 from spectral_engine.matrix.errors import Errors, errors
-from spectral_engine.pruning.file import prune_file
 from spectral_engine.pruning.model import prune
 from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
 from spectral_engine.recipe.budgets import ERK, Budget, Global, MaxError, Pattern, Spectral, Uniform
@@ -63,6 +62,9 @@ from spectral_engine.spectral.power_law import PowerLaw
 from spectral_engine.spectral.statistics import Statistics
 from spectral_engine.spectral.table import LayerSpectrum, Spectra
 from spectral_engine.spectral.tracker import SpectrumTracker
+from spectral_engine.streaming.api import estimate_file, prune_file
+from spectral_engine.streaming.estimate import Estimate
+from spectral_engine.streaming.texts import token_batches
 from spectral_engine.training.callbacks import lightning_callback, trainer_callback
 from spectral_engine.training.pruner import Pruner, SpectrumCollapse
 from spectral_engine.training.rounds import Round
@@ -85,6 +87,7 @@ __all__ = [
     "Constant",
     "Cubic",
     "Errors",
+    "Estimate",
     "Global",
     "InputMoments",
     "Iterative",
@@ -144,6 +147,7 @@ __all__ = [
     "decompress",
     "decompress_file",
     "errors",
+    "estimate_file",
     "expect_low_rank",
     "finalize",
     "lightning_callback",
@@ -162,6 +166,7 @@ __all__ = [
     "sparsify",
     "spectra",
     "spectrum",
+    "token_batches",
     "trainer_callback",
     "write_model_card",
 ]

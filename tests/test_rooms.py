@@ -26,8 +26,8 @@ ORDER = {
     "spectral_engine": (
         "_util", "distributed", "checkpoints", "pages", "recipe", "matrix", "layers", "masking",
         "factored", "refitting",
-        "sparsifying", "calibration", "reconstruction", "pruning", "spectral", "training",
-        "profiling", "compression", "cards", "demo", "cli",
+        "sparsifying", "calibration", "reconstruction", "pruning", "streaming", "spectral",
+        "training", "profiling", "compression", "cards", "demo", "cli",
     ),
     "spectral_kernels": (
         "_validation", "_numba", "reference", "spectra", "backends", "call", "product",

@@ -2,6 +2,7 @@
 
     .HASH.TOKEN.partial     new content on its way, or an old folder on its way out
     .HASH.TOKEN.replaced    an old folder that was renamed aside, where names cannot be exchanged
+    .HASH.unfinished        what a long run has done so far, from which another one goes on; stays
 
 HASH comes from the name of the target, TOKEN is random. A run holds a lock on its temporary; the
 lock ends with the process, so that one that can be had belongs to no one. Where there are no locks
@@ -27,10 +28,11 @@ except ImportError:  # Windows
 
 PARTIAL = "partial"
 REPLACED = "replaced"
+UNFINISHED = "unfinished"
 DEAD_AFTER_SECONDS = 86_400
 #: A temporary is empty for a moment between being made and being locked.
 NEW_SECONDS = 1.0
-_NAME = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.(partial|replaced)")
+_NAME = re.compile(r"\.[0-9a-f]{16}\.([0-9a-f]{16}\.(partial|replaced)|unfinished)")
 
 
 def temporary(target: Path, kind: str) -> Path:
@@ -38,9 +40,19 @@ def temporary(target: Path, kind: str) -> Path:
     return target.parent / f".{_hash(target)}.{secrets.token_hex(8)}.{kind}"
 
 
+def unfinished(target: Path) -> Path:
+    """The name beside the target under which a long run keeps what it has done."""
+    return target.parent / f".{_hash(target)}.{UNFINISHED}"
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file or a folder of this name is the temporary of some target beside it."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_litter(name: str) -> bool:
+    """Whether nothing goes on from a temporary of this name once its run has ended."""
+    return is_leftover(name) and not name.endswith(UNFINISHED)
 
 
 @contextmanager
@@ -54,6 +66,27 @@ def held(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+@contextmanager
+def held_alone(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file or a folder that stays; gives whether no other run holds it.
+
+    Where there are no locks, nobody is known to hold one.
+    """
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        alone = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            alone = error.errno not in (errno.EAGAIN, errno.EACCES)
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
 def recover(target: Path) -> None:
     """Clean up after killed runs on a target: put an old folder back, remove what is left.
 
@@ -63,7 +96,7 @@ def recover(target: Path) -> None:
     prefix = f".{_hash(target)}."
     try:
         with os.scandir(target.parent) as entries:
-            names = [e.name for e in entries if e.name.startswith(prefix) and is_leftover(e.name)]
+            names = [e.name for e in entries if e.name.startswith(prefix) and is_litter(e.name)]
     except OSError:
         return  # A folder that is not there, or not readable, is spoken of by who needs it.
     for path in (target.parent / name for name in sorted(names, key=_replaced_first)):

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,18 @@ ModelCard = Annotated[
 
 #: What Matplotlib writes, by the endings of names.
 _IMAGES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
+
+
+def size_of(name: str, text: str) -> int:
+    """Bytes, from a number with or without K, M, G or T, of which each is 1000 of the one before.
+
+    Raises:
+        ValueError: names the option, what was expected and what came.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"{name}: expected a size such as 2G or 500M; got {text!r}")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
 
 
 def require_writable(path: Path, *, image: bool = False) -> None:

@@ -1,8 +1,10 @@
 """`spectral-engine prune IN -o OUT`."""
 
+import json
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,10 +18,20 @@ from spectral_engine.cli.options import (
     require_card,
     require_report,
     show,
+    size_of,
 )
 from spectral_engine.compression.file import compressing
-from spectral_engine.pruning.file import prune_file
 from spectral_engine.recipe.presets import PRESETS, recipe_of_text
+from spectral_engine.streaming.api import estimate_file, prune_file
+from spectral_engine.streaming.texts import token_batches
+
+
+class Resume(StrEnum):
+    """Whether to go on from an earlier run."""
+
+    auto = "auto"
+    required = "required"
+    never = "never"
 
 
 def prune(
@@ -53,6 +65,28 @@ def prune(
     seed: Annotated[int, typer.Option(help="fixes all draws")] = 0,
     targets: Targets = None,
     ignore: Ignore = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='text, .jsonl with a "text" a line, or token ids (.npy, .safetensors): a '
+            "language model's folder is calibrated on it, one block in memory",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="of the calibration, at most")] = 128,
+    length: Annotated[int, typer.Option(min=1, help="tokens of each sample")] = 2048,
+    batch: Annotated[int, typer.Option(min=1, help="samples that run together")] = 1,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="such as 2G: what a calibrated run may hold"),
+    ] = None,
+    resume: Annotated[
+        Resume,
+        typer.Option(help="of a calibrated run that ended early: go on from there, or start anew"),
+    ] = Resume.auto,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what a calibrated run will take; do nothing")
+    ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="compare spectra before and after; takes longer")
     ] = False,
@@ -68,17 +102,25 @@ def prune(
     require_report(report_file)
     require_card(model_card, source)
     chosen = recipe_of_text(recipe)
+    if compress and resume is Resume.required:
+        raise ValueError("resume: expected auto or never with --compress, which keeps nothing")
+    options: dict[str, Any] = {"targets": targets or None, "ignore": ignore or None}
+    if calibration is not None:
+        options["calibration"] = token_batches(source, calibration, samples, length, batch)
+        estimate = estimate_file(source, chosen, sparsity, **options)
+        if dry_run and as_json:
+            typer.echo(json.dumps(estimate.to_dict()))
+        elif dry_run or not as_json:
+            typer.echo(str(estimate), err=not dry_run)
+        options["max_memory"] = None if max_memory is None else size_of("max_memory", max_memory)
+        options["resume"] = resume.value
+    elif dry_run:
+        raise ValueError("dry_run: expected --calibration; without, a run takes little")
+    if dry_run:
+        return
     with compressing(output, force=force) if compress else nullcontext(output) as target:
         report = prune_file(
-            source,
-            target,
-            chosen,
-            sparsity,
-            targets=targets or None,
-            ignore=ignore or None,
-            seed=seed,
-            measure=measure,
-            force=force,
+            source, target, chosen, sparsity, seed=seed, measure=measure, force=force, **options
         )
     if model_card:
         write_model_card(output, report)

@@ -5,6 +5,8 @@ and nothing is fetched.
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,15 @@ _ERRORS = (
 )  # fmt: skip
 
 
-def model_of_folder(path: Path, config: ModelConfig) -> tuple[nn.Module | None, str]:
+def model_of_folder(
+    path: Path, config: ModelConfig, *, runs_in: torch.dtype | None = None
+) -> tuple[nn.Module | None, str]:
     """The model that config.json describes, on the meta device, and what is to be said of it.
 
     Args:
         path: a checkpoint folder, or a file. config: what `model_config` says of it.
+        runs_in: for a model that will run, once its parameters are loaded: their dtype. Its buffers
+            hold what the model computes them to be.
 
     Returns:
         The model and its class's name; or None, and why it is not known.
@@ -45,8 +51,35 @@ def model_of_folder(path: Path, config: ModelConfig) -> tuple[nn.Module | None, 
         settings = transformers.AutoConfig.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
-        with torch.device("meta"):
-            model = kind(settings)
+        if runs_in is None:
+            with torch.device("meta"):
+                model = kind(settings)
+        else:
+            with parameters_on_meta():
+                model = kind._from_config(settings, dtype=runs_in)
     except _ERRORS as error:
         return None, f"transformers could not build {name}: {error}"
     return (model, name) if isinstance(model, nn.Module) else (None, f"{name} is no model")
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules that are made meanwhile have their parameters on the meta device, buffers as usual.
+
+    Each goes there when its module takes it, before it is initialised, so that its memory is never
+    touched.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, param)
+        if param is not None and not param.is_meta:
+            empty = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+            module._parameters[name] = empty
+
+    kind: Any = nn.Module
+    kind.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        kind.register_parameter = register

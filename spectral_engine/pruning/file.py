@@ -23,7 +23,7 @@ from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.sparsifying.stacks import sparsify_layer
 
 
-def prune_file(
+def prune_tensors(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     recipe: Recipe | Method | str | Sequence[Recipe] = "magnitude",
@@ -36,7 +36,7 @@ def prune_file(
     force: bool = False,
     progress: Progress[LayerReport] = True,
 ) -> PruneReport:
-    """Write a pruned copy of a weight file or a Hugging Face style folder.
+    """Write a pruned copy of a weight file or a folder, without calibration; see `prune_file`.
 
     A tensor is judged as `prune` would judge it in its model, where config.json names one that
     transformers knows, and by its name and shape elsewhere; the report says which. Embeddings are
@@ -63,7 +63,7 @@ def prune_file(
         >>> import pathlib, tempfile
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> torch.save({"a.weight": torch.randn(8, 6)}, folder / "dense.pt")
-        >>> report = prune_file(folder / "dense.pt", folder / "pruned.pt", "magnitude", 0.75)
+        >>> report = prune_tensors(folder / "dense.pt", folder / "pruned.pt", "magnitude", 0.75)
         >>> report.nnz, report.size
         (12, 48)
     """
@@ -73,12 +73,7 @@ def prune_file(
     integer("seed", seed, least=0, most=2**64 - 1)
     check_progress(progress)
     recipes = as_recipes(recipe, sparsity)
-    for one in recipes:
-        if one.low_rank is not None:
-            raise ValueError(
-                "recipe: low_rank puts factors beside a weight, and a rewritten file has no place "
-                f"for them; use prune(model, ...) and save its state_dict(); got {one!r}"
-            )
+    refuse_low_rank(recipes)
     with open_checkpoint(file_path("source", source)) as checkpoint:
         plan = plan_checkpoint(checkpoint, recipes, targets, ignore)
         report = PruneReport(
@@ -98,6 +93,20 @@ def prune_file(
     report.layers.sort(key=lambda layer: natural(layer.name))  # a file has 10 before 2
     report.seconds = time.perf_counter() - start
     return report
+
+
+def refuse_low_rank(recipes: Sequence[Recipe]) -> None:
+    """Refuse recipes that put factors beside a weight.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for one in recipes:
+        if one.low_rank is not None:
+            raise ValueError(
+                "recipe: low_rank puts factors beside a weight, and a rewritten file has no place "
+                f"for them; use prune(model, ...) and save its state_dict(); got {one!r}"
+            )
 
 
 @dataclass(frozen=True)

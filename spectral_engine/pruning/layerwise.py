@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.request import Calibrated
 from spectral_engine.distributed.groups import group_of, sharing_group
 from spectral_engine.distributed.owners import Made, by_owners
@@ -47,13 +46,14 @@ def sparsified(
     all get what it makes. What a device takes together goes together.
 
     Args:
-        plan: of the model. calibrated: its layers, in the order in which they are pruned.
+        plan: of the model. calibrated: its layers, in the order in which they are pruned; a
+            sequence of all, or as they come, each after what was done to those before it.
         seed, measure: see `prune`.
 
     Raises:
         ValueError: a layer cannot be sparsified; names it.
     """
-    alone = [] if isinstance(calibrated, Calibrator) else list(calibrated)
+    alone = list(calibrated) if isinstance(calibrated, Sequence) else []
     sharing = sharing_group()
     shared = [one for one in alone if sharing is not None or one.layer.sharded]
     if shared:

@@ -174,7 +174,8 @@ def pruned_layers(
     They come in their order, unless several processes share them out; see `sparsified`.
 
     Args:
-        plan: what is done to each. calibrated: they, with the moments of their inputs.
+        plan: what is done to each. calibrated: they, with the moments of their inputs; gathered,
+            or as they come, each after what was done to those before it.
         seed, measure: see `prune`. save: called with each parameter before it is changed.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Calibrated pruning of a folder that is larger than memory: a block at a time, and resumed."""

@@ -1,0 +1,227 @@
+"""Prune a checkpoint on disk: one tensor in memory at a time, or, calibrated, one block."""
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectral_engine._util.checks import boolean, file_path, integer
+from spectral_engine._util.progress import Progress, check_progress, reporting
+from spectral_engine.calibration.request import Calibration
+from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
+from spectral_engine.checkpoints.atomic import check_replaceable
+from spectral_engine.checkpoints.rewrite import check_folders
+from spectral_engine.pruning.file import prune_tensors, refuse_low_rank
+from spectral_engine.pruning.model import as_calibration
+from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
+from spectral_engine.recipe.methods import Method
+from spectral_engine.recipe.presets import as_recipes
+from spectral_engine.recipe.recipe import Recipe
+from spectral_engine.streaming.estimate import Estimate, estimated
+from spectral_engine.streaming.files.fingerprint import fingerprint_of
+from spectral_engine.streaming.files.unfinished import (
+    Resume,
+    Unfinished,
+    check_resume,
+    unfinished_run,
+)
+from spectral_engine.streaming.folder import folder_of, streaming_of, versions
+from spectral_engine.streaming.pieces import IN_MEMORY
+from spectral_engine.streaming.run import Streaming
+
+
+def prune_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    recipe: Recipe | Method | str | Sequence[Recipe] = "magnitude",
+    sparsity: float | None = None,
+    *,
+    calibration: Any = None,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
+    seed: int = 0,
+    measure: bool = False,
+    force: bool = False,
+    resume: Resume = "auto",
+    max_memory: int | None = None,
+    progress: Progress[LayerReport] = True,
+) -> PruneReport:
+    """Write a pruned copy of a weight file or a Hugging Face style folder.
+
+    A tensor is judged as `prune` would judge it in its model, where config.json names one that
+    transformers knows, and by its name and shape elsewhere; the report says which. Embeddings are
+    pruned only where `targets` names them, and what belongs to a quantised weight never. Order,
+    dtypes, metadata and all other files stay as they are; the target appears whole or not at all. A
+    budget that layers share by what is in them reads every tensor twice.
+
+    With `calibration` a folder's model is built without its weights, and run one block at a time:
+    its weights are read, it is pruned by the inputs that it has behind the pruned blocks before it,
+    what it gives goes to the disk, and it is let go of. The result is that of `prune` on the model
+    in memory with `Calibration(batches, sequential=True)`. A run that ends early, by a signal or a
+    full disk, keeps what it has done beside the target, and the same call goes on from there.
+
+    Args:
+        source: .safetensors, .pt, .pth, .bin, .npz or a folder; no code of a pickle is run.
+        target: a file of the same format or .safetensors; a folder for a folder.
+        recipe, sparsity, seed, measure, progress: as for `prune`; a recipe that needs calibration
+            inputs is refused without them.
+        calibration: batches of the model's inputs, or a `Calibration`, as for `prune`; for a folder
+            of a transformers model whose blocks repeat. Layers are calibrated one after the other
+            unless it says `sequential=False`.
+        targets, ignore: globs over tensor names, with or without ".weight", or "re:..."; class
+            names too where the model is known.
+        force: replace an existing target.
+        resume: with `calibration`, whether to go on from an earlier run on the target: "auto" if
+            there is one, "required" or not at all, "never". One of other inputs is refused.
+        max_memory: bytes that a calibrated run may hold beside the program; what moments leave of
+            it saves repeated work. None for as much as `Calibration.max_bytes` allows.
+
+    Returns:
+        What was done to each tensor, what was left alone and why.
+
+    Raises:
+        TypeError, ValueError, OSError: name what was wrong; nothing is left half-written.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> torch.save({"a.weight": torch.randn(8, 6)}, folder / "dense.pt")
+        >>> report = prune_file(folder / "dense.pt", folder / "pruned.pt", "magnitude", 0.75)
+        >>> report.nnz, report.size
+        (12, 48)
+    """
+    check_resume(resume)
+    if calibration is None:
+        return prune_tensors(
+            source, target, recipe, sparsity, targets=targets, ignore=ignore, seed=seed,
+            measure=measure, force=force, progress=progress,
+        )  # fmt: skip
+    start = time.perf_counter()
+    boolean("force", force)
+    check_progress(progress)
+    path = folder_of(file_path("source", source))
+    goal = Path(os.path.abspath(file_path("target", target)))
+    check_folders(path, goal)
+    check_replaceable(goal, force=force)
+    chosen = (recipe, sparsity, calibration, targets, ignore, seed, measure, max_memory)
+    with open_checkpoint(path) as checkpoint:
+        streaming = _streaming(checkpoint, *chosen)
+        if max_memory is not None:
+            _require_memory(estimated(streaming), max_memory)
+        plan = streaming.plan
+        layers = {
+            one.name: [one.view.part, plan.assigned[one.name].sparsity] for one in plan.layers
+        }
+        fingerprint = fingerprint_of(
+            path, plan.recipes, streaming.calibration, versions(), layers=layers, seed=seed,
+            measure=measure,
+        )  # fmt: skip
+        with unfinished_run(goal, fingerprint, resume) as work:
+            report = _streamed(streaming, checkpoint, goal, work, force=force, progress=progress)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def estimate_file(
+    source: str | os.PathLike[str],
+    recipe: Recipe | Method | str | Sequence[Recipe] = "magnitude",
+    sparsity: float | None = None,
+    *,
+    calibration: Any,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
+) -> Estimate:
+    """What a calibrated `prune_file` will take, without doing it.
+
+    Args:
+        source, recipe, sparsity, calibration, targets, ignore: as for `prune_file`.
+
+    Returns:
+        Its memory, its time on this machine, and the room on the disk.
+
+    Raises:
+        TypeError, ValueError, OSError: what `prune_file` refuses before it begins.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> estimate_file(folder / "weights.npz", "wanda", calibration=[])
+        Traceback (most recent call last):
+        ...
+        ValueError: calibration: expected a Hugging Face folder, ...
+    """
+    path = folder_of(file_path("source", source))
+    with open_checkpoint(path) as checkpoint:
+        return estimated(
+            _streaming(checkpoint, recipe, sparsity, calibration, targets, ignore, 0, False, None)
+        )
+
+
+def _streamed(
+    streaming: Streaming,
+    checkpoint: Checkpoint,
+    target: Path,
+    work: Unfinished,
+    *,
+    force: bool,
+    progress: Progress[LayerReport],
+) -> PruneReport:
+    """Prune a folder's model and write the folder again.
+
+    Args:
+        streaming: the model. checkpoint: the folder, open. target: the new folder.
+        work: what an earlier run has done.
+        force, progress: as for `prune_file`.
+
+    Returns:
+        What was done to each layer, as `prune` would report it.
+    """
+    plan = streaming.plan
+    with reporting(progress, "pruning", len(plan.layers)) as show:
+        rows, passes = streaming.run(work, show)
+    where = work.where(work.state["done"])
+    rewrite(
+        checkpoint, target, lambda name, _: work.read(where[name], name), select=where, force=force
+    )
+    return PruneReport(
+        plan.recipes, plan.requested, streaming.seed, calibration=CalibrationReport(passes),
+        layers=rows, skipped=[*plan.skipped], unmatched=[*plan.unmatched],
+    )  # fmt: skip
+
+
+def _streaming(
+    checkpoint: Checkpoint, recipe: Any, sparsity: Any, calibration: Any, targets: Any, ignore: Any,
+    seed: int, measure: bool, max_memory: int | None,
+) -> Streaming:  # fmt: skip
+    integer("seed", seed, least=0, most=2**64 - 1)
+    boolean("measure", measure)
+    if max_memory is not None:
+        integer("max_memory", max_memory, least=1)
+    source = as_calibration(calibration)
+    if not isinstance(source, Calibration):
+        raise TypeError(
+            "calibration: expected batches or a Calibration of them for a folder, whose blocks see "
+            f"what pruned ones give; got {type(source).__name__}"
+        )
+    recipes = as_recipes(recipe, sparsity, calibrated=True)
+    refuse_low_rank(recipes)
+    fitted = next((one for one in recipes if one.reconstruction is not None), None)
+    if fitted is not None:
+        raise ValueError(
+            f"recipe: reconstruction runs the dense model beside the pruned one; got {fitted!r}. "
+            f"{IN_MEMORY}"
+        )
+    return streaming_of(
+        checkpoint, recipes, source, targets=targets, ignore=ignore, seed=seed, measure=measure,
+        max_memory=max_memory,
+    )  # fmt: skip
+
+
+def _require_memory(estimate: Estimate, max_memory: int) -> None:
+    if estimate.memory > max_memory:
+        raise ValueError(
+            f"max_memory: expected at least {estimate.memory:,} bytes, which {estimate.largest} "
+            f"takes with the moments of its inputs and a batch; got {max_memory:,}. Smaller "
+            "batches take less"
+        )

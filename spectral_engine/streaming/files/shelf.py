@@ -1,0 +1,164 @@
+"""What the pieces of a model gave for each batch, in files: written once, read batch by batch.
+
+One file a step, its tensors end to end, with an index that says where each batch's are, how they
+lie and how they are nested. The index outlives the file, so that what has gone can be stood in for
+by a tensor of its shape.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from spectral_engine.calibration.batches import RefusedError
+from spectral_engine.checkpoints.atomic import new_file
+from spectral_engine.checkpoints.formats.base import as_bytes
+from spectral_engine.checkpoints.leftovers import remove
+
+_MODE = 0o600
+#: How an output is nested: a tensor by its number, a list, a tuple, a dictionary, or None.
+_Nested = Any
+
+
+class Shelf:
+    """Outputs by step and batch, in a folder; see the head of this module.
+
+    Args:
+        folder: that exists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._indices: dict[int, list[dict[str, Any]]] = {}
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator["Writer"]:
+        """Put the outputs of a step, batch after batch; on the disk when the block ends."""
+        for path in (self._data(step), self._index(step)):
+            remove(path)
+        with new_file(self._data(step), _MODE) as file:
+            writer = Writer(file)
+            yield writer
+        with new_file(self._index(step), _MODE) as file:
+            file.write(json.dumps(writer.index).encode())
+        self._indices[step] = writer.index
+
+    def get(self, step: int, batch: int) -> Any:
+        """What a step gave for a batch; memory of the caller's own."""
+        entry = self._entry(step, batch)
+        tensors = []
+        with open(self._data(step), "rb") as file:
+            file.seek(entry["start"])
+            for one in entry["tensors"]:
+                flat = torch.empty(one["shape"], dtype=getattr(torch, one["dtype"]))
+                memory = as_bytes(flat)
+                if file.readinto(memory) != len(memory):
+                    raise OSError(f"{self._data(step)}: expected {len(memory)} more bytes")
+                strides = one["strides"]
+                if list(flat.stride()) != strides:
+                    flat = torch.empty_strided(one["shape"], strides, dtype=flat.dtype).copy_(flat)
+                tensors.append(flat)
+        return _packed(entry["nested"], tensors)
+
+    def like(self, step: int, batch: int, fill: float = 0.0) -> Any:
+        """Something of the shape of what a step gave for a batch: zeros, or `fill` in floats."""
+        entry = self._entry(step, batch)
+        tensors = []
+        for one in entry["tensors"]:
+            tensor = torch.zeros(one["shape"], dtype=getattr(torch, one["dtype"]))
+            if fill and tensor.is_floating_point():
+                tensor.fill_(fill)
+            tensors.append(tensor)
+        return _packed(entry["nested"], tensors)
+
+    def forget(self, step: int) -> None:
+        """Remove the values of a step; their shapes stay."""
+        remove(self._data(step))
+
+    def bytes(self, step: int) -> int:
+        """What the values of a step take, or took."""
+        return sum(
+            math.prod(one["shape"]) * getattr(torch, one["dtype"]).itemsize
+            for entry in self._read(step)
+            for one in entry["tensors"]
+        )
+
+    def _entry(self, step: int, batch: int) -> dict[str, Any]:
+        return self._read(step)[batch]
+
+    def _read(self, step: int) -> list[dict[str, Any]]:
+        if step not in self._indices:
+            self._indices[step] = json.loads(self._index(step).read_bytes())
+        return self._indices[step]
+
+    def _data(self, step: int) -> Path:
+        return self._folder / f"step-{step:04}.bin"
+
+    def _index(self, step: int) -> Path:
+        return self._folder / f"step-{step:04}.json"
+
+
+class Writer:
+    """The outputs of one step on their way to a file; `index` says where they are."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.index: list[dict[str, Any]] = []
+
+    def put(self, output: Any, name: str) -> None:
+        """Append what the piece of this name gave for the next batch.
+
+        Raises:
+            RefusedError: it is no tensor, and no tuple, list or dictionary of them.
+        """
+        tensors: list[torch.Tensor] = []
+        start = self._file.tell()
+        nested = _unpacked(output, tensors, name)
+        described = []
+        for tensor in tensors:
+            self._file.write(as_bytes(tensor))
+            described.append(
+                {
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "shape": list(tensor.shape),
+                    "strides": list(torch.empty_like(tensor, device="meta").stride()),
+                }
+            )
+        self.index.append({"start": start, "nested": nested, "tensors": described})
+
+
+def _unpacked(output: Any, tensors: list[torch.Tensor], name: str) -> _Nested:
+    if output is None:
+        return None
+    if isinstance(output, torch.Tensor) and output.layout == torch.strided:
+        tensors.append(output.detach().cpu())
+        return len(tensors) - 1
+    if type(output) in (tuple, list):
+        return [type(output).__name__, *(_unpacked(one, tensors, name) for one in output)]
+    if type(output) is dict:
+        return {key: _unpacked(one, tensors, name) for key, one in output.items()}
+    raise RefusedError(
+        f"calibration: expected tensors, or tuples, lists and dictionaries of them, from {name}; "
+        f"got {type(output).__name__}. Load the model and prune it in memory: "
+        "se.prune(model, recipe, calibration=batches)"
+    )
+
+
+def _packed(nested: _Nested, tensors: list[torch.Tensor]) -> Any:
+    if nested is None or isinstance(nested, int):
+        return None if nested is None else tensors[nested]
+    if isinstance(nested, Mapping):
+        return {key: _packed(one, tensors) for key, one in nested.items()}
+    values = [_packed(one, tensors) for one in nested[1:]]
+    return tuple(values) if nested[0] == "tuple" else values
+
+
+def free_bytes(folder: Path) -> int:
+    """The room that is left on the disk of a folder."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

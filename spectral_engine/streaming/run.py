@@ -1,0 +1,354 @@
+"""Calibrated pruning of a folder, one block in memory at a time.
+
+Each step of a forward pass is a call of a piece of the model: its weights are read, its layers are
+calibrated and pruned as they would be in memory, what it gives for each batch goes to the disk, and
+its weights are let go of. In the end the folder is written again with what has changed.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral_engine.calibration.calibrator import Calibrator
+from spectral_engine.calibration.request import UNREACHED, Calibrated, Calibration, Request
+from spectral_engine.calibration.stages import sources_of
+from spectral_engine.layers.ready import require_ready
+from spectral_engine.pruning.model import pruned_layers
+from spectral_engine.pruning.plan import ModelPlan
+from spectral_engine.pruning.report import LayerReport
+from spectral_engine.streaming.files.shelf import Shelf
+from spectral_engine.streaming.files.unfinished import Unfinished
+from spectral_engine.streaming.files.weights import FileWeights
+from spectral_engine.streaming.pieces import (
+    IN_MEMORY,
+    Piece,
+    loaded,
+    pieces_of,
+    positions_in,
+    resident_parameters,
+)
+from spectral_engine.streaming.relay import Relay
+from spectral_engine.streaming.rows import Row, in_order, plain_rows, rows_of
+from spectral_engine.streaming.survey import Survey, surveyed
+
+
+@dataclass
+class Streaming:
+    """A model whose weights are in a folder, to be pruned there.
+
+    Args:
+        model: on the meta device, of the folder's architecture, its buffers as they are computed.
+        weights: of the folder.
+        plan: what is done to each layer.
+        calibration: whose batches are in memory.
+        seed, measure: as for `prune`.
+        max_memory: of all that a run holds, beside the program itself; None for no limit.
+    """
+
+    model: nn.Module
+    weights: FileWeights
+    plan: ModelPlan
+    calibration: Calibration
+    seed: int
+    measure: bool
+    max_memory: int | None = None
+    pieces: list[Piece] = field(init=False)
+    _requests: dict[int, list[Request]] = field(init=False)
+    _hidden: dict[str, str] = field(init=False)
+    _order: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pieces = pieces_of(self.model)
+        self._order = {layer.name: i for i, layer in enumerate(self.plan.layers)}
+        self._share_out()
+
+    def run(self, work: Unfinished, show: Any) -> tuple[list[LayerReport], int]:
+        """Prune every layer, each step's result under `work`.
+
+        Args:
+            work: of this run, or of an earlier one, from which it goes on.
+            show: called with each layer's row; those of an earlier run come at once.
+
+        Returns:
+            The rows in the order of `prune`, and how often the batches went through the model.
+
+        Raises:
+            ValueError: names the block or the argument, what was expected and what came.
+        """
+        self._load_resident()
+        shelf = Shelf(work.outputs)
+        relay = Relay(
+            self.model, self.pieces, [], self.calibration.batches, self.calibration, shelf
+        )
+        with relay.installed():
+            survey = self._survey(relay, work)
+            last = self._last(survey)
+            rows = rows_of(work.state.get("rows", []))
+            passes = work.state.get("passes", 0)
+            for row in rows:
+                show(row.report)
+            steps = [*range(last + 1), *range(len(survey.steps), len(survey.steps) + 1)]
+            for step in steps[work.state.get("done", 0) :]:
+                changed: dict[str, torch.Tensor] = {}
+                if step <= last:
+                    new, more = self._step(relay, survey, step, last, changed)
+                else:
+                    new, more = self._rest(survey, last, changed), 0
+                for row in new:
+                    show(row.report)
+                rows = rows + new
+                passes = max(passes, more) if self._dense else passes + more
+                done = steps.index(step) + 1
+                work.store(done - 1, changed)
+                work.commit(
+                    {
+                        "steps": [piece.name for piece in survey.steps],
+                        "needs": [sorted(one) for one in survey.needs],
+                        "done": done,
+                        "rows": plain_rows(rows),
+                        "passes": passes,
+                    }
+                )
+                for place in range(step):
+                    if not any(place in survey.needs[later] for later in range(step + 1, last + 1)):
+                        shelf.forget(place)
+        return in_order(rows), passes
+
+    # Which layers are pruned at which piece
+
+    def _share_out(self) -> None:
+        """The requests of each piece, and the layers whose inputs stay hidden."""
+        owner = {
+            id(module): i for i, one in enumerate(self.pieces) for module in one.module.modules()
+        }
+        names = {id(module): name for name, module in self.model.named_modules()}
+        self._requests, self._hidden = {}, {}
+        for layer in self.plan.layers:
+            recipe = self.plan.assigned[layer.name].recipe
+            sources, reason = sources_of(layer, names)
+            if reason is not None:
+                self._hidden[layer.name] = reason
+            places = {owner.get(id(source.module)) for source in sources} or {
+                owner.get(id(layer.module))
+            }
+            if None in places or len(places) > 1:
+                raise ValueError(
+                    f"model: {layer.name} belongs to no block alone, and one block is in memory at "
+                    f"a time; name it in ignore. {IN_MEMORY}"
+                )
+            self._requests.setdefault(places.pop() or 0, []).append(
+                Request(layer, recipe.refit, recipe.low_rank)
+            )
+
+    def requests_of(self, piece: Piece) -> list[Request]:
+        """The layers of a piece that are pruned."""
+        return self._requests.get(self.pieces.index(piece), [])
+
+    def _last(self, survey: Survey) -> int:
+        """The last step at which something is calibrated, -1 if there is none."""
+        last = -1
+        for step, piece in enumerate(survey.steps):
+            seen = [one for one in self.requests_of(piece) if one.layer.name not in self._hidden]
+            if not seen:
+                continue
+            last = step
+            if survey.steps.count(piece) > 1:
+                raise ValueError(
+                    f"model: {piece.name} is called {survey.steps.count(piece)} times a batch, and "
+                    f"one block is in memory at a time; name {seen[0].layer.name} and others of it "
+                    f"in ignore. {IN_MEMORY}"
+                )
+        for step, piece in enumerate(survey.steps[: last + 1]):
+            self._require_final(survey, step, piece, last)
+        return last
+
+    def _require_final(self, survey: Survey, step: int, piece: Piece, last: int) -> None:
+        """Refuse a weight that a later step uses as well: it would have to see it pruned."""
+        held = {id(parameter) for *_, parameter in piece.parameters()}
+        for later in range(step + 1, last + 1):
+            for request in self.requests_of(piece):
+                others = survey.steps[later]
+                shared = {id(parameter) for *_, parameter in others.parameters()} & held
+                if others is not piece and id(request.layer.parameter) in shared:
+                    raise ValueError(
+                        f"model: {request.layer.name} is a weight of {others.name} too, and one "
+                        f"block is in memory at a time; name it in ignore. {IN_MEMORY}"
+                    )
+
+    @property
+    def _dense(self) -> bool:
+        """Whether layers see what the dense model gives."""
+        return self.calibration.sequential is False
+
+    # What is loaded
+
+    def _load_resident(self) -> None:
+        for name, module, local, parameter in list(resident_parameters(self.model, self.pieces)):
+            if parameter.is_meta:
+                value = self.weights.read([name])[name]
+                kept = parameter.requires_grad
+                module._parameters[local] = nn.Parameter(value, requires_grad=kept)
+        for prefix, module in self.model.named_modules():
+            for local, buffer in module._buffers.items():
+                name = f"{prefix}.{local}" if prefix else local
+                saved = buffer is not None and local not in module._non_persistent_buffers_set
+                if saved and self.weights.has(name):
+                    value = self.weights.read([name])[name]
+                    module._buffers[local] = value.to(buffer.dtype) if buffer is not None else None
+
+    def _load(self, piece: Piece) -> AbstractContextManager[None]:
+        return loaded(piece, self.weights.read(name for name, *_ in piece.parameters()))
+
+    def _left(self, piece: Piece) -> int:
+        """Bytes for moments, working memory and what is kept inside a block from pass to pass."""
+        if self.max_memory is None:
+            return self.calibration.max_bytes
+        return max(
+            1, min(self.calibration.max_bytes, self.max_memory - self.bytes_without_moments(piece))
+        )
+
+    def bytes_without_moments(self, piece: Piece) -> int:
+        """What is held while a piece runs over the largest batch, without moments of its inputs."""
+        resident = resident_parameters(self.model, self.pieces)
+        fixed = sum(one.numel() * one.element_size() for *_, one in resident)
+        most = max(map(positions_in, self.calibration.batches))
+        return piece.bytes + fixed + piece.working_bytes(most)
+
+    # Steps
+
+    def _survey(self, relay: Relay, work: Unfinished) -> Survey:
+        """What a forward pass does, known already if a run goes on."""
+        if work.state:
+            by_name = {piece.name: piece for piece in self.pieces}
+            relay.steps[:] = [by_name[name] for name in work.state["steps"]]
+            needs = [frozenset(one) for one in work.state["needs"]]
+            return Survey(relay.steps, needs)
+        return surveyed(relay, self._load)
+
+    def _step(
+        self,
+        relay: Relay,
+        survey: Survey,
+        step: int,
+        last: int,
+        changed: dict[str, torch.Tensor],
+    ) -> tuple[list[Row], int]:
+        """Prune the layers of a step's piece, and put what it gives on the shelf.
+
+        Args:
+            last: the last step that matters.
+            changed: gets the files' tensors that become others.
+
+        Returns:
+            The rows, and how many passes they took.
+        """
+        piece = survey.steps[step]
+        relay.move(step, survey.needs[step])
+        wanted = step < last  # the shapes at least, of which something stands in for it
+        once = survey.steps.count(piece) == 1
+        requests = self.requests_of(piece) if once else []
+        with self._load(piece):
+            own = [_loaded(request) for request in requests]
+            require_ready([request.layer for request in own])
+            save = _Saved()
+            if self._dense and wanted:
+                self._give(relay, step, piece)
+            rows, left, passes = self._calibrated(relay, own, save)
+            if wanted and not self._dense:
+                self._give(relay, step, piece)
+            rows += self._uncalibrated(left, save)
+            changed.update(self._changed(piece, save))
+        return rows, passes
+
+    def _give(self, relay: Relay, step: int, piece: Piece) -> None:
+        with relay.shelf.writing(step) as writer:
+            for output in relay.outputs():
+                writer.put(output, piece.name)
+
+    def _calibrated(
+        self, relay: Relay, requests: Sequence[Request], save: "_Saved"
+    ) -> tuple[list[Row], list[Calibrated], int]:
+        """Prune what can be calibrated: its rows, the other layers, and the passes that it took."""
+        left = [
+            Calibrated(one.layer, None, self._hidden[one.layer.name])
+            for one in requests
+            if one.layer.name in self._hidden
+        ]
+        seen = [one for one in requests if one.layer.name not in self._hidden]
+        if not seen:
+            return [], left, 0
+        calibration = replace(self.calibration, max_bytes=self._left(relay.steps[relay.at]))
+        calibrator = Calibrator(self.model, seen, calibration, relay)
+
+        def reached() -> Iterator[Calibrated]:
+            for one in calibrator:
+                if one.moments is None:
+                    left.append(one)
+                else:
+                    yield one
+
+        rows = self._rows(reached(), save)
+        return rows, left, calibrator.passes
+
+    def _uncalibrated(self, left: Iterable[Calibrated], save: "_Saved") -> list[Row]:
+        """Prune what is pruned without inputs: after the piece has given what it gives."""
+        return self._rows(left, save)
+
+    def _rows(self, calibrated: Iterable[Calibrated], save: "_Saved") -> list[Row]:
+        found = pruned_layers(self.plan, calibrated, self.seed, self.measure, save)
+        return [Row(self._order[layer.name], row) for layer, row in found]
+
+    def _rest(self, survey: Survey, last: int, changed: dict[str, torch.Tensor]) -> list[Row]:
+        """Prune, without inputs, what no step has pruned: pieces called later, or never."""
+        done = {id(piece) for piece in survey.steps[: last + 1] if survey.steps.count(piece) == 1}
+        rows: list[Row] = []
+        for piece in self.pieces:
+            requests = [] if id(piece) in done else self.requests_of(piece)
+            if not requests:
+                continue
+            with self._load(piece):
+                layers = [_loaded(request).layer for request in requests]
+                require_ready(layers)
+                save = _Saved()
+                rows += self._uncalibrated(
+                    (
+                        Calibrated(one, None, self._hidden.get(one.name, UNREACHED))
+                        for one in layers
+                    ),
+                    save,
+                )
+                changed.update(self._changed(piece, save))
+        return rows
+
+    def _changed(self, piece: Piece, save: "_Saved") -> dict[str, torch.Tensor]:
+        """The files' tensors that a piece's changed parameters become."""
+        values = {name: parameter.detach() for name, _, _, parameter in piece.parameters()}
+        own = {
+            name: parameter.detach()
+            for name, _, _, parameter in piece.parameters()
+            if id(parameter) in save.changed
+        }
+        return self.weights.changed(own, values)
+
+
+class _Saved:
+    """Notes which parameters are changed; nothing needs to be brought back."""
+
+    def __init__(self) -> None:
+        self.changed: set[int] = set()
+
+    def __call__(self, tensor: torch.Tensor) -> None:
+        self.changed.add(id(tensor))
+
+
+def _loaded(request: Request) -> Request:
+    """The request for a layer whose piece has been loaded since it was found."""
+    layer = request.layer
+    parameter = layer.module._parameters[layer.local_name]
+    if parameter is None:
+        raise ValueError(f"model: {layer.name} is not there")
+    return request._replace(layer=replace(layer, parameter=parameter))
