@@ -25,13 +25,14 @@ class LowRank(Value):
 
     Args:
         rank: r, the columns of the left factor. It is cut to what the budget of a layer leaves when
-            the sparse part keeps at least one entry a row. None takes, layer by layer, the one with
-            the least error of a few that use up to half the budget, among them 0, which is no
-            factors; the work is that of as many prunings.
+            the sparse part keeps at least one entry a row. None tries, layer by layer, 0, which is
+            no factors, and a few more that use up to half the budget, as long as the error falls;
+            the work is that of two to four prunings.
         metric: with calibration inputs, "outputs" makes the outputs' error small; "scaled", as OATS
             does, that of the weight times the root mean square of each input. Without inputs both
             are the error of the weight.
-        steps: how often factors and sparse part are fitted to what the other leaves.
+        steps: how often factors and sparse part are fitted to what the other leaves. On
+            LeNet-300-100 and MiniLM 20 left up to 4 % less error than 4.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
@@ -39,7 +40,7 @@ class LowRank(Value):
 
     rank: int | None = None
     metric: Metric = field(default="outputs", kw_only=True)
-    steps: int = field(default=8, kw_only=True)
+    steps: int = field(default=4, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.rank is not None:

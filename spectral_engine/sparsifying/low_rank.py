@@ -36,7 +36,7 @@ from spectral_engine.refitting.least_squares import DAMPING, least_squares
 from spectral_engine.refitting.spectral import SMALL
 from spectral_engine.sparsifying.report import Sparsified
 
-#: Shares of the budget that factors are tried with where no rank is given.
+#: Shares of the budget that factors are tried with, in turn, where no rank is given.
 SHARES = (0.1, 0.25, 0.5)
 #: Turns after the last mask, where a refit fits outputs.
 LAST_TURNS = 3
@@ -129,7 +129,7 @@ def with_factors(
     low_rank = recipe.low_rank or LowRank()
     with full_precision(torch), one_thread() if A.numel() <= SMALL else nullcontext():
         search = _Search(working(A), A.dtype, recipe, low_rank, sparsity, moments, sparsify)
-        best = min(map(search.fitted, search.ranks()), key=lambda found: found.error)
+        best = search.best()
     values = best.sparse.to(A.dtype)
     if not math.isfinite(largest_magnitude(values)):
         raise ValueError(f"low_rank: the remainder overflows {A.dtype}; use a wider dtype")
@@ -173,6 +173,17 @@ class _Search:
         refit = recipe.refit
         fits = refit is not None and refit.needs_inputs and not isinstance(refit, BiasCorrection)
         self.fits_outputs = fits and moments is not None and low_rank.metric == "outputs"
+
+    def best(self) -> _Fitted:
+        """Of the ranks in turn, as long as the error falls."""
+        found, *others = self.ranks()
+        best = self.fitted(found)
+        for rank in others:
+            tried = self.fitted(rank)
+            if tried.error >= best.error:
+                break
+            best = tried
+        return best
 
     def ranks(self) -> Iterator[int]:
         """Ranks to try, ascending, each once."""
