@@ -5,6 +5,7 @@ called with each row as it is done. Whatever it is, the logger "spectral_engine"
 (DEBUG) and of the whole (INFO); it says nothing until a program sets logging up.
 """
 
+import importlib
 import logging
 import os
 import sys
@@ -29,7 +30,6 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from spectral_engine._util.optional import optional
 from spectral_engine._util.text import printable
 
 Row = TypeVar("Row")
@@ -124,7 +124,7 @@ def told_of_steps(tell: Callable[[str], None]) -> Iterator[None]:
 def _bar(work: str, total: int | None, *, wanted: bool) -> Iterator[Show]:
     """Show rows on a bar, where one is wanted and somebody sees it."""
     console = Console(stderr=True)
-    if wanted and console.is_jupyter:
+    if wanted and console.is_jupyter and "IPython" in sys.modules:
         yield _in_notebook(work, total)
     elif wanted and sys.stderr is not None and sys.stderr.isatty():
         with _on_terminal(console) as bar:
@@ -168,7 +168,7 @@ def memory_held() -> int | None:
 
 def _in_notebook(work: str, total: int | None) -> Show:
     """A bar in the cell, as one line of text that is written over; rich's own needs ipywidgets."""
-    library: Any = optional("a bar in a notebook", "IPython.display")
+    library: Any = importlib.import_module("IPython.display")
     place = library.display({"text/plain": work}, raw=True, display_id=True)
     start, done, last = time.monotonic(), 0, 0.0
 
