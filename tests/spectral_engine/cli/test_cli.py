@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import spectral_engine as se
-from spectral_engine.cli import main
+from spectral_engine.cli import app, main
 
 
 @pytest.fixture
@@ -251,3 +252,13 @@ def test_installed_command(source, command):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "wrote o.safetensors" in done.stdout
+
+
+def test_a_shell_completes_commands():
+    """Catches a program whose completion script asks for words and gets none."""
+    asked = {
+        "_SPECTRAL_ENGINE_COMPLETE": "complete_bash", "COMP_WORDS": "spectral-engine co",
+        "COMP_CWORD": "1",
+    }  # fmt: skip
+    done = CliRunner().invoke(app, prog_name="spectral-engine", env=asked)
+    assert done.output.split() == ["compare", "compress"]
