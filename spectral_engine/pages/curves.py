@@ -59,7 +59,7 @@ def _path(values: Sequence[float], top: float, bottom: float, last: int) -> str:
             continue
         x = WIDTH * (index / (last - 1) if last > 1 else 0.5)
         y = HEIGHT * math.log(top / value) / math.log(top / bottom)
-        parts.append(f"{'L' if pen_down else 'M'}{x:.1f} {min(max(y, 0.0), HEIGHT):.1f}")
+        parts.append(f"{'L' if pen_down else 'M'}{x:.4g} {min(max(y, 0.0), HEIGHT):.3g}")
         pen_down = True
     if len(parts) == 1:
         parts.append("h1")  # a point would not show

@@ -114,6 +114,6 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=natural)
 
 
-def counted(number: int, thing: str) -> str:
+def counted(number: int, thing: str, plural: str = "s") -> str:
     """A number of things: "1 weight", "2 weights"."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    return f"{number:,} {thing}{'' if number == 1 else plural}"

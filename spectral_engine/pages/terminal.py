@@ -13,13 +13,15 @@ from spectral_engine.pages.sheet import Column, Row, Sheet
 
 #: Where a name may go on in the next line.
 _BREAKS = "./_[:-"
+#: The width that a name has at least, where it is that long and there is room, and where not.
+_WHOLE, _LEAST = 40, 24
 
 
 class Name:
     """A name that is broken between its words, never inside one that fits a line."""
 
-    def __init__(self, name: str) -> None:
-        self.name = printable(name)
+    def __init__(self, name: str, least: int = _LEAST) -> None:
+        self.name, self.least = printable(name), least
 
     def parts(self) -> list[str]:
         """The pieces that stay whole: each ends where a line may."""
@@ -48,8 +50,9 @@ class Name:
             yield Text(line, no_wrap=True)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        least = max(map(len, self.parts()), default=1)
-        return Measurement(min(least, 24), max(len(self.name), 1))
+        longest = max(map(len, self.parts()), default=1)
+        least = len(self.name) if self.least >= _WHOLE else longest
+        return Measurement(min(least, self.least), max(len(self.name), 1))
 
 
 def lines_of(sheet: Sheet) -> Iterator[RenderableType]:
@@ -61,20 +64,23 @@ def lines_of(sheet: Sheet) -> Iterator[RenderableType]:
 
 
 def table_of(sheet: Sheet, console: Console | None = None, width: int | None = None) -> Table:
-    """The table, without the columns that a narrow console does without."""
+    """The table, without the columns that a narrow console does without to keep names whole."""
     columns = [column for column in sheet.columns if not column.page_only]
+    if console is None or width is None:
+        return _table(sheet, columns, least=_LEAST)
     while True:
-        table = _table(sheet, columns)
+        table = _table(sheet, columns, least=_WHOLE)
+        unbounded = console.options.update(max_width=10_000)
+        if Measurement.get(console, unbounded, table).minimum <= width:
+            return table
         extra = [column for column in columns if column.extra]
-        if console is None or width is None or not extra:
-            return table
-        least = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
-        if least <= width:
-            return table
+        if not extra:
+            return _table(sheet, columns, least=_LEAST)
         columns.remove(extra[-1])
 
 
-def _table(sheet: Sheet, columns: list[Column]) -> Table:
+def _table(sheet: Sheet, columns: list[Column], least: int) -> Table:
+    """The table of some columns, whose names are at least so wide, if they are that long."""
     table = Table(
         title=Text(printable(sheet.title)), caption=sheet.caption or None, box=box.SIMPLE,
         padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", caption_justify="left",
@@ -85,7 +91,7 @@ def _table(sheet: Sheet, columns: list[Column]) -> Table:
         table.add_column(column.title, justify="left" if words else "right", no_wrap=not words)
     places = [list(sheet.columns).index(column) for column in columns]
     for row in sheet.rows:
-        table.add_row(Name(row.name), *_cells(sheet, row, places))
+        table.add_row(Name(row.name, least), *_cells(sheet, row, places))
     if sheet.total is not None:
         table.add_section()
         table.add_row(Name(sheet.total.name), *_cells(sheet, sheet.total, places))

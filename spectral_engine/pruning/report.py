@@ -209,6 +209,7 @@ class PruneReport(Report):
         measured = any(layer.spectral is not None for layer in self.layers)
         ranked = any(_rank(layer) is not None for layer in self.layers)
         several, fitted = len(self.recipes) > 1, self.reconstruction
+        which = [f"recipe {at}: {one!r}" for at, one in enumerate(self.recipes, 1) if several]
         columns = [
             Column("shape"),
             *([Column("recipe", "its number in the list of recipes", page_only=True)] * several),
@@ -233,7 +234,7 @@ class PruneReport(Report):
             facts=self._facts(),
             warnings=self._warnings(),
             listed=by_reason("left alone", ((one.name, one.reason) for one in self.skipped)),
-            notes=self.notes if fitted is None else [*self.notes, fitted.line()],
+            notes=[*which, *self.notes, *([] if fitted is None else [fitted.line()])],
             columns=columns,
             rows=rows,
             total=total,
@@ -268,10 +269,12 @@ class PruneReport(Report):
                 ("spectral error, median", f"{statistics.median(found):.3f}"),
                 ("change of singular values, median", f"{statistics.median(values):.3f}"),
             ]
-        passes = None if self.calibration is None else counted(self.calibration.passes, "pass")
+        passes = (
+            None if self.calibration is None else counted(self.calibration.passes, "pass", "es")
+        )
         return [
             *facts,
-            ("calibration", "none" if passes is None else passes.replace("passs", "passes")),
+            ("calibration", "none" if passes is None else passes),
             ("seed", str(self.seed)),
             ("time", f"{self.seconds:.2f} s"),
         ]

@@ -59,6 +59,8 @@ def test_a_narrow_terminal_keeps_names_and_numbers():
         for text in (printed(spectra, 72), str(spectra))
     ]
     assert ["KS" in line for line in heads] == [False, True]
+    short = se.spectra(nn.ModuleDict({"fc": nn.Linear(24, 40)}), progress=False)
+    assert "fc.weight" in printed(short, 72)
 
 
 def test_printing_has_no_codes(monkeypatch, capsys):
@@ -96,8 +98,8 @@ def test_curves_of_hand():
     found = curves_of([100.0, 10.0, 1.0], [10.0, 0.0, float("nan")])
     assert found is not None
     assert (found.top, found.bottom, found.last) == (100.0, 1.0, 3)
-    assert found.before == f"M0.0 0.0L60.0 {HEIGHT / 2}L120.0 {HEIGHT:.1f}"
-    assert found.after == f"M0.0 {HEIGHT / 2}h1"
+    assert found.before == f"M0 0L60 {HEIGHT / 2:g}L120 {HEIGHT}"
+    assert found.after == f"M0 {HEIGHT / 2:g}h1"
     assert curves_of([], []) is None
     assert curves_of([0.0], [float("nan")]) is None
     low = curves_of([1.0, FLOOR / 10], [])
