@@ -20,6 +20,7 @@ from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
 from spectral_engine.compression.low_rank import SparseLowRankConv, SparseLowRankLinear
 from spectral_engine.compression.model import compress, decompress
 from spectral_engine.compression.report import CompressedWeight, CompressReport
+from spectral_engine.datafree.simulate import Simulated, simulate
 from spectral_engine.distributed.groups import share_work
 from spectral_engine.factored.model import expect_low_rank, merge_low_rank
 from spectral_engine.factored.modules import (
@@ -119,6 +120,7 @@ __all__ = [
     "Scale",
     "Schedule",
     "Select",
+    "Simulated",
     "Skipped",
     "SparseConv",
     "SparseEmbedding",
@@ -163,6 +165,7 @@ __all__ = [
     "register_layer",
     "save_recipes",
     "share_work",
+    "simulate",
     "sparsify",
     "spectra",
     "spectrum",

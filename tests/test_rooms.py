@@ -26,7 +26,8 @@ ORDER = {
     "spectral_engine": (
         "_util", "distributed", "checkpoints", "pages", "recipe", "matrix", "layers", "masking",
         "factored", "refitting",
-        "sparsifying", "calibration", "reconstruction", "pruning", "streaming", "spectral",
+        "sparsifying", "calibration", "reconstruction", "datafree", "pruning", "streaming",
+        "spectral",
         "training", "profiling", "compression", "cards", "demo", "cli",
     ),
     "spectral_kernels": (

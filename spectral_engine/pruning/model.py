@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from spectral_engine._util.checks import boolean, integer
+from spectral_engine._util.globs import patterns
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.calibration.batches import held
 from spectral_engine.calibration.calibrator import Calibrator
@@ -25,6 +26,7 @@ from spectral_engine.pruning.layerwise import Done, in_order_of_cost, sparsified
 from spectral_engine.pruning.plan import ModelPlan, Plan, plan_model
 from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
 from spectral_engine.pruning.rollback import Save, restored_on_error
+from spectral_engine.pruning.without_data import best_without_data
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
 from spectral_engine.recipe.recipe import Recipe
@@ -58,7 +60,8 @@ def prune(
         calibration: batches of the model's inputs (see `Calibration` for what a batch is), a
             `Calibration` of them, or what `calibrate` gathered. Scores are then weighed with the
             root mean square of each input feature, and refits can fit the outputs. Layers whose
-            inputs cannot be seen are pruned without, and say so in the report.
+            inputs cannot be seen are pruned without, and say so in the report. Without any, "auto"
+            tries recipes on inputs that `simulate` makes up; the report notes how each did.
         targets, ignore: class names ("Linear"), globs over names ("encoder.*", "lstm.*[[]cell]"),
             names as they are in a report, or "re:..."; they narrow what the recipe selects. By
             default every weight, output heads included, but no embedding, also where an output head
@@ -84,22 +87,36 @@ def prune(
         >>> report.nnz, report.size
         (8, 32)
     """
-    start = time.perf_counter()
     for name, value in (("masks", masks), ("measure", measure)):
         boolean(name, value)
     integer("seed", seed, least=0, most=2**64 - 1)
     check_progress(progress)
     source = as_calibration(calibration)
     recipes = as_recipes(recipe, sparsity, calibrated=source is not None)
+    if isinstance(recipe, str) and recipe == "auto" and source is None:
+        chosen = (
+            None if targets is None else patterns(targets, "targets"),
+            None if ignore is None else patterns(ignore, "ignore"),
+        )
+        return _without_data(model, recipes, sparsity, chosen, seed, masks, measure, progress)
     plan = plan_model(model, recipes, targets, ignore)
-    settings = next((one.reconstruction for one in recipes if one.reconstruction), None)
+    return _pruned(model, plan, source, seed, masks, measure, progress)
+
+
+def _pruned(
+    model: nn.Module, plan: ModelPlan, source: Calibration | InputMoments | None, seed: int,
+    masks: bool, measure: bool, progress: Progress[LayerReport],
+) -> PruneReport:  # fmt: skip
+    """`prune`, of what is planned."""
+    start = time.perf_counter()
+    settings = next((one.reconstruction for one in plan.recipes if one.reconstruction), None)
     dense = None
     if settings is not None and isinstance(source, Calibration):
         source = replace(source, batches=held(source.batches))  # they are read again
         dense = copy.deepcopy(model)
     calibrated, seen = _calibrated(model, plan, source)
     report = PruneReport(
-        recipes, plan.requested, seed, calibration=seen, skipped=[*plan.skipped],
+        plan.recipes, plan.requested, seed, calibration=seen, skipped=[*plan.skipped],
         unmatched=[*plan.unmatched],
     )  # fmt: skip
     done: list[Layer] = []
@@ -133,6 +150,41 @@ def prune(
         report.notes.append("not reconstructed: gathered moments hold no batches")
     if isinstance(calibrated, Calibrator) and report.calibration is not None:
         report.calibration = replace(report.calibration, passes=calibrated.passes)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+# Without data
+
+
+def _without_data(
+    model: nn.Module, recipes: Sequence[Recipe], sparsity: float | None,
+    chosen: tuple[list[str] | None, list[str] | None], seed: int, masks: bool, measure: bool,
+    progress: Progress[LayerReport],
+) -> PruneReport:  # fmt: skip
+    """`prune` by "auto", where there is no calibration; see `pruning/without_data.py`."""
+    start = time.perf_counter()
+    layers = plan_model(model, recipes, *chosen).layers
+
+    def attempt(one: Recipe, inputs: InputMoments | None) -> PruneReport:
+        return _pruned(
+            model, plan_model(model, (one,), *chosen), inputs, seed, False, measure, False
+        )
+
+    best = best_without_data(model, layers, attempt, sparsity, *chosen, seed)
+    report = best.report
+    report.notes.append(best.note)
+    done: list[Layer] = []
+    try:
+        with restored_on_error(done) as save, reporting(progress, "pruning", len(layers)) as show:
+            for layer, values, row in zip(layers, best.values, report.layers, strict=True):
+                save(layer.parameter)
+                layer.weight.copy_(values)
+                done.append(layer)
+                show(row)
+    finally:
+        if masks:
+            keep_zeros(done)
     report.seconds = time.perf_counter() - start
     return report
 

@@ -11,11 +11,13 @@
 | least-squares | "wanda", then fitted to the dense outputs                                       |
 | sparsegpt     | with inputs: mask and values column after column (arXiv 2301.00774)             |
 | alps          | with inputs: a mask by ADMM, then least squares (arXiv 2406.07831)              |
-| auto          | with inputs "alps" by row, layers sharing by ERK; without them "magnitude"      |
+| auto          | with inputs "alps" by row, layers sharing by ERK; without them see below        |
 
 "auto" with inputs is what docs/quality.md speaks for: "alps" with ERK was ahead of "uniform" on
-LeNet, g2p and CREPE by up to .09, and on MiniLM at most .003 behind. Without inputs all else that
-gains anything was below "magnitude" on some network.
+LeNet, g2p and CREPE by up to .09, and on MiniLM at most .003 behind. Without inputs `prune` of a
+model simulates some, and takes of several recipes the one whose outputs err least on them
+(`pruning/without_data.py`); elsewhere "auto" is "magnitude", since all else that gains anything
+without data was below it on some network.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Method "auto": magnitude, and with calibration inputs what bench/quality speaks for."""
+"""Method "auto" with calibration inputs: what bench/quality speaks for."""
 
 import copy
 from dataclasses import replace
@@ -26,15 +26,6 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     """Whether all parameters are equal, bit for bit."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_without_calibration_it_is_magnitude():
-    """A default that is below magnitude somewhere, or a report that hides what was done."""
-    model, other = network(), network()
-    report = se.prune(model, "auto", 0.5)
-    se.prune(other, "magnitude", 0.5)
-    assert same(model, other)
-    assert report.recipes == (se.Recipe(budget=se.Uniform(0.5)),)
 
 
 def test_with_calibration_it_is_alps_by_row_under_erk():
