@@ -66,13 +66,20 @@ def recipe_of(label: str, sparsity: float, steps: int) -> se.Recipe | None:
     return se.Recipe(budget=budget, reconstruction=fit, **fields)
 
 
-def measure(network: LanguageModel, inputs: se.InputMoments, recipe: se.Recipe) -> dict[str, float]:
+def measure(
+    network: LanguageModel,
+    inputs: se.InputMoments,
+    recipe: se.Recipe,
+    targets: list[str] | None = None,
+) -> dict[str, float]:
     """Perplexities by kind, seconds of processor time, the sparsity reached and the peak memory."""
     model, start = copy.deepcopy(network.model), time.process_time()
     dense, fit = network.model, recipe.reconstruction
     plain = se.Recipe(recipe.method, budget=recipe.budget, refit=recipe.refit)
     needs = recipe.calibrated or (recipe.refit is not None and recipe.refit.needs_inputs)
-    report = se.prune(model, plain, calibration=inputs if needs else None, progress=False)
+    report = se.prune(
+        model, plain, calibration=inputs if needs else None, targets=targets, progress=False
+    )
     if fit is not None:
         se.reconstruct(
             model, dense, network.calibration, steps=fit.steps, rate=fit.rate, progress=False
@@ -87,6 +94,7 @@ def main(
     model: Annotated[Path, typer.Option(help="A causal language model's Hugging Face folder.")],
     setting: Annotated[list[str] | None, typer.Option(help="Globs over settings; all.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="0.5, 0.6 and 0.7.")] = None,
+    targets: Annotated[list[str] | None, typer.Option(help="Globs over weights; all.")] = None,
     length: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
     calibration: Annotated[int, typer.Option(help="Windows to calibrate on.")] = 16,
     held_out: Annotated[int, typer.Option(help="Windows of each kind of text.")] = 4,
@@ -100,7 +108,8 @@ def main(
     head = {
         "task": "language", "model": model.name, "data": network.data,
         "command": f"python -m bench.quality.language --model MODEL --length {length} "
-        f"--calibration {calibration} --held-out {held_out} --steps {steps}",
+        f"--calibration {calibration} --held-out {held_out} --steps {steps}"
+        + "".join(f" --targets '{one}'" for one in targets or []),
     }  # fmt: skip
     rows: list[tidy.Row] = []
     if results.exists():
@@ -125,8 +134,8 @@ def main(
             recipe = recipe_of(label, share, steps) if wanted else None
             if recipe is None or (label, share) in done:
                 continue
-            inputs = inputs or se.calibrate(network.model, network.calibration)
-            keep(label, share, measure(network, inputs, recipe))
+            inputs = inputs or se.calibrate(network.model, network.calibration, targets=targets)
+            keep(label, share, measure(network, inputs, recipe, targets))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from spectral_engine._util.globs import patterns
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.calibration.batches import held
 from spectral_engine.calibration.calibrator import Calibrator
+from spectral_engine.calibration.forward import require_loaded
 from spectral_engine.calibration.input_moments import InputMoments
 from spectral_engine.calibration.request import Calibrated, Calibration, Request
+from spectral_engine.distributed.shards import is_sharded
 from spectral_engine.factored.model import drop_factors, hold_factors, reason_against_factors
 from spectral_engine.factored.modules import LowRankLayer
 from spectral_engine.layers.bias import add_to_bias, bias_of
@@ -30,7 +32,9 @@ from spectral_engine.pruning.without_data import best_without_data
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
 from spectral_engine.recipe.recipe import Recipe
+from spectral_engine.recipe.reconstruction import Reconstruction
 from spectral_engine.reconstruction.reconstruct import reconstruct_blocks
+from spectral_engine.reconstruction.units import alike
 
 
 def prune(
@@ -92,7 +96,9 @@ def prune(
     integer("seed", seed, least=0, most=2**64 - 1)
     check_progress(progress)
     source = as_calibration(calibration)
-    recipes = as_recipes(recipe, sparsity, calibrated=source is not None)
+    recipes = as_recipes(
+        recipe, sparsity, calibrated=source is not None, alike=source is not None and alike(model)
+    )
     if isinstance(recipe, str) and recipe == "auto" and source is None:
         chosen = (
             None if targets is None else patterns(targets, "targets"),
@@ -109,11 +115,7 @@ def _pruned(
 ) -> PruneReport:  # fmt: skip
     """`prune`, of what is planned."""
     start = time.perf_counter()
-    settings = next((one.reconstruction for one in plan.recipes if one.reconstruction), None)
-    dense = None
-    if settings is not None and isinstance(source, Calibration):
-        source = replace(source, batches=held(source.batches))  # they are read again
-        dense = copy.deepcopy(model)
+    source, dense, settings, note = _to_reconstruct(model, plan.recipes, source)
     calibrated, seen = _calibrated(model, plan, source)
     report = PruneReport(
         plan.recipes, plan.requested, seed, calibration=seen, skipped=[*plan.skipped],
@@ -146,8 +148,7 @@ def _pruned(
     if in_order_of_cost(plan):
         places = {layer.name: place for place, layer in enumerate(plan.layers)}
         report.layers.sort(key=lambda row: places[row.name])
-    if settings is not None and dense is None:
-        report.notes.append("not reconstructed: gathered moments hold no batches")
+    report.notes += [note] if note else []
     if isinstance(calibrated, Calibrator) and report.calibration is not None:
         report.calibration = replace(report.calibration, passes=calibrated.passes)
     report.seconds = time.perf_counter() - start
@@ -213,6 +214,24 @@ def _calibrated(
         return list(source.of(requests)), CalibrationReport(passes=0)
     found = Calibrator(model, requests, source)
     return found, CalibrationReport(found.passes, source.asymmetric)
+
+
+def _to_reconstruct(
+    model: nn.Module, recipes: Sequence[Recipe], source: Calibration | InputMoments | None
+) -> tuple[Calibration | InputMoments | None, nn.Module | None, Reconstruction | None, str | None]:
+    """What a reconstruction begins with, and why there is none if a recipe asks for it.
+
+    The calibration, with its batches held, since they are read again; the dense model; settings.
+    """
+    settings = next((one.reconstruction for one in recipes if one.reconstruction), None)
+    if settings is None:
+        return source, None, None, None
+    if not isinstance(source, Calibration):
+        return source, None, None, "not reconstructed: gathered moments hold no batches"
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        return source, None, None, "not reconstructed: the model is sharded"
+    require_loaded(model)
+    return replace(source, batches=held(source.batches)), copy.deepcopy(model), settings, None
 
 
 # Sparsify

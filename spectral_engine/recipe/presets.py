@@ -11,17 +11,20 @@
 | least-squares | "wanda", then fitted to the dense outputs                                       |
 | sparsegpt     | with inputs: mask and values column after column (arXiv 2301.00774)             |
 | alps          | with inputs: a mask by ADMM, then least squares (arXiv 2406.07831)              |
-| auto          | with inputs "alps" by row, layers sharing by ERK; without them see below        |
+| auto          | with inputs "alps" by row, layers sharing by ERK, blocks of one form alike, and |
+|               | then each block reconstructed; without inputs see below                         |
 
 "auto" with inputs is what docs/quality.md speaks for: "alps" with ERK was ahead of "uniform" on
-LeNet, g2p and CREPE by up to .09, and on MiniLM at most .003 behind. Without inputs `prune` of a
-model simulates some, and takes of several recipes the one whose outputs err least on them
-(`pruning/without_data.py`); elsewhere "auto" is "magnitude", since all else that gains anything
-without data was below it on some network.
+LeNet, g2p and CREPE by up to .09, and on MiniLM at most .003 behind. On a language model it is
+behind: the blocks are all of one form there, and ERK takes from the wide layers of each to leave
+the narrow ones nearly dense. Without inputs `prune` of a model simulates some, and takes of several
+recipes the one whose outputs err least on them (`pruning/without_data.py`); elsewhere "auto" is
+"magnitude", since all else that gains anything without data was below it on some network.
 """
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from spectral_engine._util.checks import boolean, one_of
 from spectral_engine.recipe.budgets import ERK, Spectral, Uniform
 from spectral_engine.recipe.methods import Aligned, Magnitude, Method, Principal, Randomized
 from spectral_engine.recipe.recipe import Recipe, load_recipes
+from spectral_engine.recipe.reconstruction import Reconstruction
 from spectral_engine.recipe.refits import ALPS, LeastSquares, SparseGPT, SpectralRefit
 
 PRESETS: dict[str, Recipe] = {
@@ -45,7 +49,11 @@ PRESETS: dict[str, Recipe] = {
 }
 #: What "auto" is where there are calibration inputs.
 CALIBRATED_AUTO = Recipe(
-    Magnitude(), budget=ERK(group="row"), refit=ALPS(), fallback=PRESETS["magnitude"]
+    Magnitude(),
+    budget=ERK(group="row"),
+    refit=ALPS(),
+    reconstruction=Reconstruction(),
+    fallback=PRESETS["magnitude"],
 )
 
 
@@ -75,13 +83,24 @@ def _preset(argument: str, name: Any, calibrated: bool) -> Recipe:
     return CALIBRATED_AUTO if name == "auto" and calibrated else PRESETS[name]
 
 
-def as_recipe(value: Any, sparsity: float | None = None, *, calibrated: bool = False) -> Recipe:
+def as_recipe(
+    value: Any,
+    sparsity: float | None = None,
+    *,
+    calibrated: bool = False,
+    alike: bool = False,
+    reconstructs: bool = True,
+) -> Recipe:
     """What a user gives for a recipe, as one.
 
     Args:
         value: a `Recipe`, a preset's name, or a method, which stands for a recipe of it alone.
         sparsity: replaces that of the recipe's budget; None leaves it.
         calibrated: whether there are calibration inputs.
+        alike: whether the model is made of blocks of one form, which decides how "auto" with
+            inputs shares its budget.
+        reconstructs: whether blocks can be reconstructed where it is carried out; elsewhere "auto"
+            leaves it out.
 
     Raises:
         TypeError, ValueError: none of these; or a recipe that needs inputs where there are none.
@@ -91,7 +110,14 @@ def as_recipe(value: Any, sparsity: float | None = None, *, calibrated: bool = F
     if isinstance(value, Recipe):
         found = value.at(sparsity)
     elif isinstance(value, str):
-        found = _preset("recipe", value, calibrated).at(sparsity)
+        found = _preset("recipe", value, calibrated)
+        if found is CALIBRATED_AUTO:
+            found = replace(
+                found,
+                budget=Uniform(group="row") if alike else found.budget,
+                reconstruction=found.reconstruction if reconstructs else None,
+            )
+        found = found.at(sparsity)
     else:
         raise TypeError(f"recipe: expected a Recipe, a method or a preset's name; got {value!r}")
     if found.needs_inputs and not calibrated:
@@ -101,7 +127,12 @@ def as_recipe(value: Any, sparsity: float | None = None, *, calibrated: bool = F
 
 
 def as_recipes(
-    value: Any, sparsity: float | None = None, *, calibrated: bool = False
+    value: Any,
+    sparsity: float | None = None,
+    *,
+    calibrated: bool = False,
+    alike: bool = False,
+    reconstructs: bool = True,
 ) -> tuple[Recipe, ...]:
     """`as_recipe` of one value, or of each of a list; of several the first that selects a weight
     is that weight's.
@@ -113,7 +144,10 @@ def as_recipes(
     values = list(value) if several else [value]
     if not values:
         raise ValueError("recipe: expected at least one; got an empty list")
-    return tuple(as_recipe(one, sparsity, calibrated=calibrated) for one in values)
+    return tuple(
+        as_recipe(one, sparsity, calibrated=calibrated, alike=alike, reconstructs=reconstructs)
+        for one in values
+    )
 
 
 def recipe_of_text(text: str) -> str | list[Recipe]:

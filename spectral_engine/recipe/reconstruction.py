@@ -10,6 +10,8 @@ from spectral_engine.recipe.value import Value
 class Reconstruction(Value):
     """After pruning, fit each block's kept weights, biases and norms to what the dense block gives.
 
+    `prune` does it, of a model that is given batches; schedules, which train anyway, do not.
+
     Args:
         steps: of Adam for each block, a batch each.
         rate: the first step size, as a share of each parameter's root mean square; it falls to 0

@@ -23,7 +23,7 @@ from torch import nn
 from spectral_engine.calibration.batches import copied, tensors_of
 from spectral_engine.calibration.inputs import Call
 from spectral_engine.recipe.reconstruction import Reconstruction
-from spectral_engine.reconstruction.norms import reestimate
+from spectral_engine.reconstruction.norms import batch_norms, reestimate
 
 #: Steps over which the rate rises to its first value, as a share of all.
 WARM_UP = 0.1
@@ -126,7 +126,7 @@ def fit(
     by_position = any(_NORMS.search(type(part).__name__) for part in twin.modules())
     scales = [_Scale.of(examples, i, by_position) for i in range(len(examples[0].targets))]
     before = _error(twin, judges or shown, scales)
-    reestimate(twin, [one.call for one in shown])
+    _reestimate_if_better(twin, shown, judges or shown, scales, before)
     held = set(fixed)
     trained = {
         name: p for name, p in twin.named_parameters() if p.is_floating_point() and name not in held
@@ -155,6 +155,22 @@ def fit(
                 if name in trained:
                     trained[name].masked_fill_(zero, 0.0)
     return Fitted(twin, before, _error(twin, judges or shown, scales))
+
+
+def _reestimate_if_better(
+    twin: nn.Module,
+    shown: Sequence[Example],
+    judges: Sequence[Example],
+    scales: Sequence[_Scale],
+    before: float,
+) -> None:
+    """Measure the statistics of batch normalisation again, unless few inputs make them worse."""
+    if not batch_norms(twin):
+        return
+    kept = copy.deepcopy(twin.state_dict())
+    reestimate(twin, [one.call for one in shown])
+    if not _error(twin, judges, scales) < before:
+        twin.load_state_dict(kept)
 
 
 def _turns(examples: Sequence[Example], steps: int) -> Iterable[Example]:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 
 from torch import nn
 
-_BATCH_NORMS = nn.modules.batchnorm._NormBase
-
 
 def units_of(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that are fitted each by itself, by name, in the order of the model's modules.
@@ -49,10 +47,19 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
     return any(count > 1 for count in kinds.values())
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """The normalisations in a module that keep running statistics."""
-    return [
-        part
-        for part in module.modules()
-        if isinstance(part, _BATCH_NORMS) and getattr(part, "running_mean", None) is not None
-    ]
+def alike(model: nn.Module) -> bool:
+    """Whether blocks of the very same shapes hold most of a model's entries, embeddings apart.
+
+    Those of a language model do; the stages of a convolutional network are of many shapes.
+    """
+    tables = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
+    forms: Counter[tuple[tuple[int, ...], ...]] = Counter()
+    sizes: dict[tuple[tuple[int, ...], ...], int] = {}
+    whole = 0
+    for unit in units_of(model).values():
+        own = [p for p in unit.parameters() if id(p) not in tables]
+        form = tuple(tuple(p.shape) for p in own)
+        forms[form] += 1
+        sizes[form] = sum(p.numel() for p in own)
+        whole += sizes[form]
+    return any(2 * count * sizes[form] > whole for form, count in forms.items() if count > 1)

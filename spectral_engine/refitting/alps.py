@@ -20,10 +20,12 @@ from spectral_engine.matrix.moments import Moments
 from spectral_engine.refitting.damping import damping_level
 
 #: rho at first, its factor from step to step, and the number of steps. Slower growth finds better
-#: masks; these were chosen on LeNet-300-100's validation part and on MiniLM.
+#: masks: on layers of SmolLM2-135M twice the steps leave 1 to 4 % less error of the outputs than
+#: these, 20 steps 2 to 5 % more, where least squares on Wanda's mask leaves 40 to 70 % more. It
+#: takes 4 to 5 times the time of least squares.
 PENALTY = 0.1
-GROWTH = 1.06
-STEPS = 60
+GROWTH = 1.125
+STEPS = 30
 
 
 def alps_mask(

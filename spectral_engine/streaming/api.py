@@ -204,7 +204,7 @@ def _streaming(
             "calibration: expected batches or a Calibration of them for a folder, whose blocks see "
             f"what pruned ones give; got {type(source).__name__}"
         )
-    recipes = as_recipes(recipe, sparsity, calibrated=True)
+    recipes = as_recipes(recipe, sparsity, calibrated=True, reconstructs=False)
     refuse_low_rank(recipes)
     fitted = next((one for one in recipes if one.reconstruction is not None), None)
     if fitted is not None:

@@ -96,7 +96,9 @@ class Pruner(Shown):
         # Now, not once training has come to it.
         as_calibration(calibration)
         recipes = {
-            sparsity: as_recipes(recipe, sparsity, calibrated=calibration is not None)
+            sparsity: as_recipes(
+                recipe, sparsity, calibrated=calibration is not None, reconstructs=False
+            )
             for sparsity in schedule.targets.values()
         }
         for one in next(iter(recipes.values())):

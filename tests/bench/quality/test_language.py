@@ -94,8 +94,8 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def run(settings, steps=4):
         language.main(
-            tmp_path, settings, [0.5], LENGTH, calibration=9, held_out=2, steps=steps, results=path,
-            threads=torch.get_num_threads(),
+            tmp_path, settings, [0.5], ["blocks*"], LENGTH, calibration=9, held_out=2,
+            steps=steps, results=path, threads=torch.get_num_threads(),
         )  # fmt: skip
 
     run(["wanda"])

@@ -32,7 +32,12 @@ def test_with_calibration_it_is_alps_by_row_under_erk():
     """Calibration batches that "auto" makes no use of, or uses otherwise than documented."""
     model, other = network(), network()
     report = se.prune(model, "auto", 0.5, calibration=batches())
-    chosen = se.Recipe(se.Magnitude(), budget=se.ERK(0.5, group="row"), refit=se.ALPS())
+    chosen = se.Recipe(
+        se.Magnitude(),
+        budget=se.ERK(0.5, group="row"),
+        refit=se.ALPS(),
+        reconstruction=se.Reconstruction(),
+    )
     se.prune(other, chosen, calibration=batches())
     assert same(model, other)
     assert report.recipes == (replace(chosen, fallback=se.Recipe()),)
@@ -56,3 +61,15 @@ def test_a_layer_without_inputs_is_pruned_by_magnitude():
     assert {row.name: row.uncalibrated is None for row in report.layers} == {
         "seen.weight": True, "unseen.weight": False,
     }  # fmt: skip
+
+
+def test_blocks_of_one_form_share_alike():
+    """Catches ERK in a language model, whose narrow layers it leaves dense at the cost of the
+    wide ones; and a uniform budget elsewhere."""
+    encoder = nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
+    data = [torch.randn(2, 6, 8) for _ in range(3)]
+    report = se.prune(model, "auto", 0.5, calibration=data, progress=False)
+    assert report.recipes[0].budget == se.Uniform(0.5, group="row")
+    assert report.reconstruction is not None
+    assert len(report.reconstruction.blocks) == 2

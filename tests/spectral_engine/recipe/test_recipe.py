@@ -178,7 +178,8 @@ def test_presets_are_what_they_are_called():
     } == PRESETS
     auto = se.preset("auto", 0.5, calibrated=True)
     alps = se.Recipe(magnitude, budget=se.ERK(0.5, group="row"), refit=se.ALPS())
-    assert auto == replace(alps, fallback=se.Recipe(magnitude))
+    fallback = se.Recipe(magnitude)
+    assert auto == replace(alps, reconstruction=se.Reconstruction(), fallback=fallback)
     assert se.Recipe.from_dict(auto.to_dict()) == auto
 
 
@@ -224,3 +225,11 @@ def test_without_inputs():
     kept = se.Recipe(refit=se.LeastSquares(bias_correction=True)).without_bias_correction()
     assert kept == se.Recipe(refit=se.LeastSquares())
     assert se.Recipe(refit=se.BiasCorrection()).without_bias_correction() == se.Recipe()
+
+
+def test_auto_leaves_out_what_cannot_be_done():
+    """Catches "auto" that is refused for a folder, or in a schedule, which reconstruct nothing."""
+    assert as_recipe("auto", 0.5, calibrated=True, reconstructs=False).reconstruction is None
+    assert as_recipe("auto", 0.5, calibrated=True).reconstruction == se.Reconstruction()
+    given = se.Recipe(reconstruction=se.Reconstruction())
+    assert as_recipe(given, calibrated=True, reconstructs=False) == given
