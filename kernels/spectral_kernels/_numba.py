@@ -8,11 +8,14 @@ What was compiled from another state of `reference` or of the function's folder 
 Threads do not survive a fork: OpenMP's are gone in the child, and a parallel kernel would wait for
 them for ever. So in a child of `os.fork`, such as a worker of torch's DataLoader, the parallel
 kernels run on one thread, from the same source and with the same bits. They are then compiled
-once more, and kept apart in the cache.
+once more, and kept apart in the cache. A child that imports this only after it was forked cannot
+know what its parent has run, and is taken for one whose threads are gone; torch's own operations
+on large tensors do wait for ever there.
 """
 
 import hashlib
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable
 from functools import cache
@@ -24,6 +27,8 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 
 _LOG = logging.getLogger("spectral_kernels")
 _OPTIONS = {"error_model": "numpy"}
+#: PF_FORKNOEXEC of Linux's flags of a process, in the ninth field of /proc/self/stat.
+_FORKED_NOT_EXECUTED = 0x40
 
 
 class _State:
@@ -38,12 +43,29 @@ def _in_child() -> None:
     _State.forked = True
 
 
+def _forked_before() -> bool:
+    """Whether this process is a fork's child, and has not become another program since.
+
+    Only Linux tells. The children of multiprocessing's fork server come from a fresh process.
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    served = (
+        multiprocessing.parent_process() is not None
+        and multiprocessing.get_start_method(allow_none=True) == "forkserver"
+    )
+    return bool(int(fields[6]) & _FORKED_NOT_EXECUTED) and not served
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
+    _State.forked = _forked_before()
 
 
 def on_one_thread() -> bool:
-    """Whether this process was forked after the kernels were imported: it has no threads to use."""
+    """Whether this process was forked: it may have no threads to use."""
     return _State.forked
 
 

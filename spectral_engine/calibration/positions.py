@@ -102,11 +102,22 @@ class Positions:
 def _first_mask(given: Mapping[str, Any], names: Any) -> torch.Tensor | None:
     for name in names:
         mask = given.get(name)
+        if isinstance(mask, torch.Tensor) and mask.ndim == 4 and name in _KEPT:
+            mask = _seen_by_any(mask)
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             if name in _HIDDEN:
                 return (mask == 0).float()
             return (mask != 0).float()
     return None
+
+
+def _seen_by_any(mask: torch.Tensor) -> torch.Tensor:
+    """Which keys (B, T) any query of any head sees, by a mask (B, heads, queries, T).
+
+    One of floats that are nowhere above 0 is added to the scores: 0 lets through.
+    """
+    added = mask.is_floating_point() and bool((mask <= 0).all())
+    return (mask == 0 if added else mask != 0).any(2).any(1)
 
 
 def _weights(found: Any) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Kernels in the children of a fork, where the threads of the parent are gone."""
 
 import os
+import sys
 
 import pytest
 
@@ -56,3 +57,40 @@ def test_children_of_a_fork_draw_the_same() -> None:
     done = isolated(FORK, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "same\n"
+
+
+#: The parent has OpenMP's threads, and no kernels; the alarm ends a child that waits for ever.
+FORKED_FIRST = """
+import os
+import signal
+import sys
+import warnings
+import torch
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+torch.set_num_threads(2)
+A = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).view(1024, 1024)
+torch.exp(A.repeat(4, 1)).sum()
+child = os.fork()
+if not child:
+    signal.alarm(200)
+import spectral_kernels as sk
+from spectral_kernels._numba import on_one_thread
+found = [sk.sparsify(A, sparsity=0.9).nnz, on_one_thread()]
+if child:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(found, flush=True)
+if not child:
+    os._exit(0)
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a fork's child")
+def test_a_child_that_was_forked_before_the_import() -> None:
+    """A wait for threads that an OpenMP region of the parent has started, where the kernels are
+    first imported in the child."""
+    done = isolated(FORKED_FIRST, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kept = (1 << 20) - round(0.9 * (1 << 20))
+    assert done.stdout.splitlines() == [f"[{kept}, True]", f"[{kept}, False]"]

@@ -92,6 +92,28 @@ def test_hidden_positions_do_not_count(form, sequential):
     assert every.count == 24
 
 
+class Attends(Tokens):
+    """The same with a mask of four dimensions, which it does not look at."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids)
+
+
+@pytest.mark.parametrize("form", ["booleans", "numbers", "added", "one row"])
+def test_masks_of_four_dimensions_hide_positions(form):
+    """Catches padding that counts where a mask says who sees whom, or is added to the scores."""
+    ids, kept = padded()
+    whole = kept[:, None, None, :].expand(4, 1, 6, 6).tril().bool()  # causal, too
+    mask = {
+        "booleans": whole, "numbers": whole.float(), "one row": kept[:, None, None, :],
+        "added": torch.zeros(4, 1, 6, 6).masked_fill(~whole, -torch.inf),
+    }[form]  # fmt: skip
+    batches = [{"input_ids": ids, "attention_mask": mask}]
+    second = se.calibrate(Attends(), batches).moments["mix.weight"].second
+    x = Tokens().embed(ids[kept.bool()]).detach()
+    torch.testing.assert_close(second, x.T @ x / len(x))
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_padding_of_encoders(batch_first):
     """Catches a mask (B, T) laid over (T, B) positions, B = T among them."""
