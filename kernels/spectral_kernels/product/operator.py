@@ -50,15 +50,11 @@ class Operator:
         return self._run(x)
 
 
-def prepare(packed: Packed, *, columns: bool | None = None) -> Operator:
+def prepare(packed: Packed) -> Operator:
     """An operator that multiplies by a packed matrix.
 
     Args:
         packed: as `pack` returns it. Its arrays are used as they are and must not change.
-        columns: whether to hold the columns of the stored values beside the bits, two bytes each
-            (on a CPU, up to 65,536 columns), which is faster where few are stored. By default
-            where they are at most 15 %, in float32 or float64, and there is no AVX-512.
-            The product is the same, bit for bit.
 
     Returns:
         The operator; its first call may compile.
@@ -80,5 +76,5 @@ def prepare(packed: Packed, *, columns: bool | None = None) -> Operator:
         return Operator(packed, gpu.Runner(packed))
     from spectral_kernels.product.cpu import operator as cpu  # noqa: PLC0415 (starts the compiler)
 
-    runner = cpu.Runner(packed, columns)
+    runner = cpu.Runner(packed)
     return Operator(packed, runner, runner.quick)

@@ -1,10 +1,18 @@
 """The product in NumPy, with the order of its sums: what the CPU's kernels give bit for bit.
 
-A row has 32 lanes, all 0 at first. Column after column, the product of a stored value and x is
-added to lane (column mod 32), product and sum in one rounding (a fused multiply-add). Then the
-upper half of the lanes is added to the lower, 16, 8, 4, 2 and 1, and 0 to what is left, which turns
--0 into 0. All is float32, float64 where the values are; shorter formats become float32 first, which
-is exact.
+Products and sums are one rounding each time (a fused multiply-add), float32, float64 where the
+values are; shorter formats become float32 first, which is exact. There are two orders:
+
+by column   up to three right-hand sides, more than an eighth of the entries stored. A row has 32
+            sums, all 0 at first. Column after column, the product of a stored value and x is added
+            to sum (column mod 32). Then the upper half of the sums is added to the lower, 16, 8,
+            4, 2 and 1.
+by stored   from four right-hand sides on, or where at most an eighth is stored. A row has four
+            sums. In each tile of 1,024 columns, stored value j of the tile, from 0 on, is added to
+            sum (j mod 4). Then the last two sums are added to the first two, and these together.
+
+At the end 0 is added, which turns -0 into 0. From 17 right-hand sides on, a matrix with more than
+half of its entries stored is multiplied by the BLAS, whose order is its own.
 """
 
 from fractions import Fraction
@@ -13,6 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 32
+#: "By stored": from so many right-hand sides on, or up to this share of entries stored.
+SIDES_BY_STORED, SHARE_BY_STORED = 4, 0.125
+SUMS, TILE = 4, 1024
 
 Floats = NDArray[np.floating]
 
@@ -35,15 +46,22 @@ def product(A: Floats, X: Floats) -> Floats:
     """X (k, n) A^T, (k, m): float64 if A is, else float32. Slow: small matrices only."""
     wide = np.float64 if A.dtype == np.float64 else np.float32
     stored = A.view(f"u{A.itemsize}") != 0
+    by_stored = X.shape[0] >= SIDES_BY_STORED or stored.sum() <= SHARE_BY_STORED * A.size
+    if by_stored:
+        tiles = [stored[:, j : j + TILE].cumsum(axis=1) for j in range(0, A.shape[1], TILE)]
+        sums, home = SUMS, (np.concatenate(tiles, axis=1) - 1) % SUMS
+    else:
+        sums, home = LANES, np.broadcast_to(np.arange(A.shape[1]) % LANES, A.shape)
     (k, n), m = X.shape, A.shape[0]
     A, X = A.astype(wide), X.astype(wide)
-    lanes = np.zeros((k, m, LANES), wide)
+    lanes, rows = np.zeros((k, m, sums), wide), np.arange(m)
     with np.errstate(all="ignore"):
         for j in range(n):
-            before = lanes[:, :, j % LANES]
+            at = home[:, j]
+            before = lanes[:, rows, at]
             after = fused(A[None, :, j], X[:, j, None], before)
-            lanes[:, :, j % LANES] = np.where(stored[None, :, j], after, before)
-        half = LANES // 2
+            lanes[:, rows, at] = np.where(stored[None, :, j], after, before)
+        half = sums // 2
         while half:
             lanes = lanes[:, :, :half] + lanes[:, :, half:]
             half //= 2

@@ -53,7 +53,8 @@ fresh = numba.njit(error_model="numpy")(kernels.some_rows.py_func)  # not from t
 fresh.compile(signature)
 text = fresh.inspect_asm(signature)
 for name in ("vexpandps", "vexpandpd", "vpexpandw", "vfmadd"):
-    print(name, text.count(name))
+    lines = [line for line in text.splitlines() if line.strip().startswith(name)]
+    print(name, len(lines), sum("(" in line for line in lines))
 """
 
 
@@ -73,10 +74,13 @@ def test_triton_kernels_compile(target: str) -> None:
 )
 @pytest.mark.parametrize("processor", ["icelake-server", "znver4"])
 def test_avx512_expands_in_one_instruction(processor: str, dtype: str, instruction: str) -> None:
-    """An expanding load that LLVM takes apart into sixteen conditional ones."""
+    """An expansion that is taken apart into sixteen conditional loads, or that reads memory itself:
+    microcode on Zen 4, which takes twice as long.
+    """
     environment = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}
     lines = run_python("-c", AVX512, dtype, **environment).splitlines()
-    found = {name: int(count) for name, count in (line.split() for line in lines)}
-    # Four or eight groups of a word, for each of 1, 2, 4 and 8 right-hand sides.
-    assert found[instruction] >= 16
-    assert found["vfmadd"] >= 16
+    found = {name: (int(count), int(memory)) for name, count, memory in map(str.split, lines)}
+    # Four or eight groups of a word, for one and for two right-hand sides.
+    assert found[instruction][0] >= 8
+    assert found[instruction][1] == 0
+    assert found["vfmadd"][0] >= 12

@@ -3,7 +3,7 @@
 The values are loaded without regard to alignment and spread over the lanes whose bit is 1:
 
     AVX2     a table's row for the byte of the mask says to `vpshufb` where each byte comes from
-    AVX-512  `vexpandps`, `vpexpandw`, which LLVM calls a masked expanding load
+    AVX-512  `vexpandps`, `vpexpandw` from a register
 
 The places of a word's groups come from one shift and one count each, not one from the other.
 """
@@ -13,6 +13,7 @@ The places of a word's groups come from one shift and one count each, not one fr
 
 from typing import NamedTuple
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -20,6 +21,8 @@ from numba.core import cgutils
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 #: Bits of the mask that are loaded at once.
 WORD = 64
+
+llvm.initialize_native_asmparser()  # for the one instruction that `avx512` names
 
 
 class Decoder(NamedTuple):
@@ -45,6 +48,14 @@ def ones_below(b, word, bit):
 
 def function(b, name, result, arguments):
     return cgutils.get_or_insert_function(b.module, ir.FunctionType(result, arguments), name)
+
+
+def fused(b, value, other, total):
+    """value x other + total of vectors, rounded once."""
+    vector = total.type
+    kind = "f64" if isinstance(vector.element, ir.DoubleType) else "f32"
+    name = f"llvm.fma.v{vector.count}{kind}"
+    return b.call(function(b, name, vector, [vector] * 3), [value, other, total])
 
 
 def avx2(b, dtype, table):
@@ -96,21 +107,25 @@ def avx2(b, dtype, table):
 
 
 def avx512(b, dtype, _):
-    """Sixteen columns at a time, float32 sums; eight, float64 sums, of float64."""
+    """Sixteen columns at a time, float32 sums; eight, float64 sums, of float64.
+
+    The expansion is one from a register. That from memory, which LLVM would make of the two, reads
+    nothing beyond the values and is microcode on Zen 4: 1.9 ns for sixteen columns, not 1.0.
+    """
     width = 8 if dtype == types.float64 else 16
     element = ir.DoubleType() if dtype == types.float64 else ir.FloatType()
     stored = {types.float32: element, types.float64: element}.get(dtype, _I16)
-    kind, flags = ir.VectorType(stored, width), ir.VectorType(ir.IntType(1), width)
-    suffix = {"float": "f32", "double": "f64", "i16": "i16"}[str(stored)]
+    kind, flags = ir.VectorType(stored, width), ir.IntType(width)
+    name = {"float": "vexpandps", "double": "vexpandpd", "i16": "vpexpandw"}[str(stored)]
+    spread = ir.InlineAsm(
+        ir.FunctionType(kind, [kind, flags]), f"{name} $1, $0 {{$2}} {{z}}", "=v,v,^Yk"
+    )
 
     def decode(here, word, group):
         bit = width * group
-        mask = b.trunc(b.lshr(word, ir.Constant(_I64, bit)), ir.IntType(width))
-        found = b.gep(here, [ones_below(b, word, bit)])
-        found = b.bitcast(found, stored.as_pointer())
-        name = f"llvm.masked.expandload.v{width}{suffix}"
-        expand = function(b, name, kind, [stored.as_pointer(), flags, kind])
-        value = b.call(expand, [found, b.bitcast(mask, flags), ir.Constant(kind, None)])
+        mask = b.trunc(b.lshr(word, ir.Constant(_I64, bit)), flags)
+        found = load(b, b.gep(here, [ones_below(b, word, bit)]), kind)
+        value = b.call(spread, [found, mask])
         single = ir.VectorType(element, width)
         if dtype == types.int16:
             return b.fpext(b.bitcast(value, ir.VectorType(ir.HalfType(), width)), single)

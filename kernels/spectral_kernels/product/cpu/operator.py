@@ -1,6 +1,7 @@
 """What an operator on the CPU does in a call: x to rows of floats, a kernel, y to x's dtype."""
 
 import math
+import sys
 from collections import deque
 from functools import lru_cache
 from typing import Any
@@ -9,8 +10,8 @@ import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numpy as np
 
 from spectral_kernels._numba import on_one_thread
-from spectral_kernels.product import arrays
-from spectral_kernels.product.cpu import kernels, plain, tables
+from spectral_kernels.product import arrays, oracle
+from spectral_kernels.product.cpu import kernels, plain, stored, tables
 from spectral_kernels.product.cpu.threads import at_most, every, shared, tasks_of, worth
 from spectral_kernels.product.cpu.vectors import SPARE
 from spectral_kernels.product.packed import Packed
@@ -21,14 +22,12 @@ _VIEWS = {"float16": "int16", "bfloat16": "uint16", "float32": "float32", "float
 _TABLES = {"float16": tables.float16, "bfloat16": tables.bfloat16, "float32": tables.float32}
 _AVX2 = ("avx2", "fma", "f16c", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl")
-#: Up to this share of entries stored, a loop over them is faster than AVX2 over float32's bits.
-_SPARSE = 0.15
+_WORDS16 = "avx512vbmi2"
 #: Arrays by which compiled code knows the type of the words at an address.
 _LIKE = {size: np.empty(0, f"uint{8 * size}") for size in (2, 4, 8)}
-#: Right-hand sides that the loop over stored values serves; the bits serve more at once.
-_MOST_BY_COLUMN = 2
-#: Right-hand sides from which a tile is decoded and multiplied by the BLAS.
-_BLAS_SIDES = 17
+#: Right-hand sides from which a tile is decoded and multiplied by the BLAS, of a matrix with more
+#: than this share of its entries stored.
+_BLAS_SIDES, _BLAS_SHARE = 17, 0.5
 #: Entries of a decoded tile: 2 MiB of float32, to stay in a cache.
 _TILE_ENTRIES = 1 << 19
 
@@ -43,7 +42,7 @@ def ways(dtype: str) -> list[str]:
     found, features = [PLAIN], _features()
     if dtype != "float64" and features.issuperset(_AVX2):
         found.insert(0, AVX2)
-    words16 = ("avx512vbmi2",) if dtype in _KINDS else ()
+    words16 = (_WORDS16,) if dtype in _KINDS else ()
     if features.issuperset((*_AVX512, *words16)):
         found.insert(0, AVX512)
     return found
@@ -54,17 +53,21 @@ def _table(dtype: str, way: str) -> Any:
     return _TABLES[dtype]() if way == AVX2 else np.empty(0, np.uint16)
 
 
+@lru_cache(maxsize=2)
+def _places(avx512: bool) -> Any:
+    """What tells `stored` a byte's places; AVX-512 on words of 16 bits needs no table."""
+    return np.empty(0, np.uint8) if avx512 and _WORDS16 in _features() else stored.table()
+
+
 class Runner:
     """A function of x (..., n) that gives x S^T (..., m) in x's dtype.
 
     Args:
         packed: on the CPU.
-        columns: whether to hold the stored values' columns, two bytes each, and loop over them;
-            None: where that is faster.
         way: one of `ways`; None: the fastest.
     """
 
-    def __init__(self, packed: Packed, columns: bool | None = None, way: str | None = None) -> None:
+    def __init__(self, packed: Packed, way: str | None = None) -> None:
         (self._m, self._n), dtype = packed.shape, packed.dtype
         self._way = ways(dtype)[0] if way is None else way
         self._words = arrays.words_of(packed.values)
@@ -74,10 +77,14 @@ class Runner:
         self._sum = np.dtype("float64" if dtype == "float64" else "float32")
         # The odd 16 keep right-hand sides off each other's places in the cache.
         self._stride = -(-self._n // 64) * 64 + 16
-        if columns is None:
-            sparse = self._words.size <= _SPARSE * self._m * self._n
-            columns = self._way != AVX512 and self._kind == plain.NATIVE and sparse
-        self._columns = self._find_columns() if columns and self._n <= 1 << 16 else None
+        share = self._words.size / (self._m * self._n)
+        #: Right-hand sides from which stored values are taken one after another; and to which.
+        self._from = oracle.SIDES_BY_STORED if share > oracle.SHARE_BY_STORED else 1
+        self._to = _BLAS_SIDES if share > _BLAS_SHARE and self._way != PLAIN else sys.maxsize
+        floats = self._words if self._kind != plain.NATIVE else self._words.view(self._sum)
+        self._stored = (
+            floats, self._kind, self._bits, self._offsets, self._n, _places(self._way == AVX512),
+        )  # fmt: skip
         self._spare: deque[Any] = deque(maxlen=1)
         self._threads = worth(self._m * self._n)
         self._tensor, self._from_numpy, self._dtypes = _torch_of(packed.values)
@@ -91,10 +98,6 @@ class Runner:
                 self._words.view(view), last.view(view), safe, self._bits, self._offsets,
                 self._n, _table(dtype, self._way),
             )  # fmt: skip
-
-    def _find_columns(self) -> Any:
-        with shared(self._m * self._n) as tasks:
-            return kernels.columns_of(self._bits, self._offsets, self._n, self._words.size, tasks)
 
     def __call__(self, x: Any) -> Any:
         """x S^T."""
@@ -124,31 +127,38 @@ class Runner:
 
     def _product(self, address: int, like: Any, kind: int, sides: int) -> Any:
         """Y (sides, m), flat, of the right-hand sides at an address, by the way that is best."""
-        X, Y, stride = self._room(sides), np.empty(sides * self._m, self._sum), self._stride
         alone = self._threads == 1 or on_one_thread()
-        if self._columns is not None and (sides <= _MOST_BY_COLUMN or self._way == PLAIN):
-            given = (
-                address, like, kind, self._n, self._words, self._kind, self._columns,
-                self._offsets, X, stride, Y, sides,
-            )  # fmt: skip
-            if alone:
-                kernels.by_columns(*given)
-            else:
-                self._in_threads(kernels.shared_by_columns, given)
-        elif self._way != PLAIN and sides < _BLAS_SIDES:
+        Y = np.empty(sides * self._m, self._sum)
+        if self._from <= sides < self._to:
+            return self._by_stored(address, like, kind, sides, Y, alone)
+        X, stride = self._room(sides * self._stride), self._stride
+        if self._way == PLAIN:
+            finite = kernels.load_at(address, like, kind, self._n, X, stride, sides) and False
+        elif sides < self._from:
             rows = (address, like, kind, *self._rows, X, stride, Y, sides)
-            if alone:
-                finite = kernels.product(*rows)
-            else:
-                finite = self._in_threads(kernels.shared_product, rows)
-            if not finite:
-                self._plainly(X, Y, sides)
-        elif kernels.load_at(address, like, kind, self._n, X, stride, sides) and (
-            self._way != PLAIN
-        ):
-            self._by_tiles(X, Y, sides)
+            finite = (
+                kernels.product(*rows) if alone else self._in_threads(kernels.shared_product, rows)
+            )
         else:
+            finite = kernels.load_at(address, like, kind, self._n, X, stride, sides)
+            if finite:
+                self._by_tiles(X, Y, sides)
+        if not finite:
             self._plainly(X, Y, sides)
+        self._spare.append(X)
+        return Y
+
+    def _by_stored(
+        self, address: int, like: Any, kind: int, sides: int, Y: Any, alone: bool
+    ) -> Any:
+        """Y, from stored values one after another; infinities in x meet no others."""
+        width = 1 if sides == 1 else 8 if sides <= 8 else 16
+        X = self._room(-(-sides // width) * width * self._n)
+        given = (address, like, kind, *self._stored, width, X, Y, sides)
+        if alone:
+            kernels.by_stored(*given)
+        else:
+            self._in_threads(kernels.shared_by_stored, given)
         self._spare.append(X)
         return Y
 
@@ -160,11 +170,10 @@ class Runner:
         with at_most(self._threads):
             return kernel(*given, tasks)
 
-    def _room(self, sides: int) -> Any:
-        """X of so many right-hand sides, from a multiple of 64 bytes on; the last call's, if it is
-        as large and no other thread has it.
+    def _room(self, size: int) -> Any:
+        """X of so many entries, from a multiple of 64 bytes on; the last call's, if it is as large
+        and no other thread has it.
         """
-        size = sides * self._stride
         try:
             X = self._spare.pop()
         except IndexError:

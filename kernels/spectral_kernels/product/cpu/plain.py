@@ -9,10 +9,10 @@ from numba.extending import overload
 
 from spectral_kernels._numba import compiled
 from spectral_kernels.product.cpu.scalars import float32_of, float64_of, fused
+from spectral_kernels.product.oracle import LANES
 
 #: What 16-bit words are.
 NATIVE, FLOAT16, BFLOAT16 = 0, 1, 2
-LANES = 32
 _MANTISSA, _SIGN, _SPECIAL = np.uint32(0x7FFF), np.uint32(0x8000), np.uint32(0x7C00)
 _SCALE = np.float32(2.0**112)
 _INFINITE = np.uint32(0x7F800000)

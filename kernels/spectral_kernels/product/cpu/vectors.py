@@ -12,7 +12,6 @@ for 64 columns.
 # This builds code for the compiler, whose values have no types that mypy knows.
 
 from contextlib import contextmanager
-from itertools import chain
 from typing import NamedTuple
 
 from llvmlite import ir
@@ -21,12 +20,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from spectral_kernels.product.cpu import decoders
-from spectral_kernels.product.cpu.decoders import WORD, function, load
-from spectral_kernels.product.cpu.plain import LANES
+from spectral_kernels.product.cpu.decoders import WORD, function, fused, load
+from spectral_kernels.product.oracle import LANES
 
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
-#: Values that the AVX2 way may read, and not use, beyond the last of a row.
-SPARE = 8
+#: Values that may be read, and not used, beyond the last of a row.
+SPARE = 16
 #: Bytes from a word's values to the lines that are fetched meanwhile, as many as a word of a matrix
 #: half full takes in float32. On Zen 3 and 8192 x 8192, beside other load: 14 to 17 ms without, 12
 #: to 17 with at half zeros (1.1 to 1.2 times dense, not .9); no difference beyond noise at 70 %.
@@ -38,7 +37,7 @@ def row_products(typingctx, words, at, bits, byte, width, table, x, stride, y, y
     """Products of one row with `count` (a literal, 1 or 2) right-hand sides.
 
     words: values, float32 or float64, or the bits of bfloat16 as uint16, of float16 as int16;
-        at: the row's first. The AVX2 way reads up to SPARE beyond the row's last.
+        at: the row's first. Up to SPARE beyond the row's last are read.
     bits: uint8; byte: the row's first; width: how many bytes the row has.
     table: uint8, of `tables`, for the AVX2 way; uint16, empty, for the AVX-512 way.
     x: float32 or float64, finite, right-hand sides `stride` apart, each 0 from the row's end to
@@ -56,47 +55,12 @@ def row_products(typingctx, words, at, bits, byte, width, table, x, stride, y, y
         groups = range(LANES // row.decoder.width)
         zero = ir.Constant(row.vector, [0.0] * row.decoder.width)
         sums = [[cgutils.alloca_once_value(b, zero) for _ in groups] for _ in range(sides)]
-        _turn(b, row, groups, row.data(6), args[7], sums)
+        _add_products(b, row, row.data(6), args[7], sums)
         for side in range(sides):
             place = b.add(args[9], b.mul(args[10], ir.Constant(_I64, side)))
             total = _tree(b, [b.load(slot) for slot in sums[side]], row.vector)
             b.store(total, b.gep(row.data(8), [place]))
         return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic(prefer_literal=True)
-def add_products(typingctx, words, at, bits, byte, width, table, x, stride, lanes, lanes_at, count):
-    """Some of a row's columns, from one whose byte of the mask is `byte`: their products with
-    `count` (a literal, 4 or 8) right-hand sides, added to `lanes` (count, 32), from lanes_at on.
-
-    Returns how many values these columns have. Other arguments as in `row_products`. The sums of
-    all lanes do not fit the registers: groups of columns take turns, so that all is decoded once.
-    """
-    avx2, sides = table.dtype == types.uint8, count.literal_value
-    signature = types.int64(
-        words, types.int64, bits, types.int64, types.int64, table, x, types.int64, lanes,
-        types.int64, count,
-    )  # fmt: skip
-
-    def codegen(context, b, signature, args):
-        row = _Row(context, b, signature, args, avx2)
-        width = row.decoder.width
-        groups = LANES // width
-        at_once = max(1, min(groups, (8 if avx2 else 16) // sides))
-        for first in range(0, groups, at_once):
-            mine = range(first, first + at_once)
-            homes, sums = [], []
-            for side in range(sides):
-                places = [b.add(args[9], ir.Constant(_I64, side * LANES + g * width)) for g in mine]
-                homes.append([b.gep(row.data(8), [place]) for place in places])
-                found = [load(b, home, row.vector) for home in homes[-1]]
-                sums.append([cgutils.alloca_once_value(b, value) for value in found])
-            count = _turn(b, row, mine, row.data(6), args[7], sums)
-            for home, slot in zip(chain(*homes), chain(*sums), strict=True):
-                b.store(b.load(slot), b.bitcast(home, row.vector.as_pointer()), align=4)
-        return count
 
     return signature, codegen
 
@@ -161,28 +125,19 @@ def _words_of_row(b, row):
         b.store(b.add(start, b.ctpop(word)), row.before)
 
 
-def _turn(b, row, mine, x, stride, sums):
-    """Add the products of the groups `mine` of every 32 columns to slots [side][group].
-
-    Returns how many values the row has.
-    """
+def _add_products(b, row, x, stride, sums):
+    """Add the products of the row to slots [side][group of lanes]."""
     decoder, vector = row.decoder, row.vector
-    name = f"llvm.fma.v{decoder.width}f{64 if str(decoder.element) == 'double' else 32}"
-    fused = function(b, name, vector, [vector] * 3)
     with _words_of_row(b, row) as (here, word, column):
         for group in range(WORD // decoder.width):
-            lane = group % (LANES // decoder.width)
-            if lane not in mine:
-                continue
             value = decoder.decode(here, word, group)
             for side, slots in enumerate(sums):
                 place = b.add(column, ir.Constant(_I64, group * decoder.width))
                 if side:
                     place = b.add(place, b.mul(stride, ir.Constant(_I64, side)))
                 other = load(b, b.gep(x, [place]), vector)
-                slot = slots[lane - mine.start]
-                b.store(b.call(fused, [value, other, b.load(slot)]), slot)
-    return b.load(row.before)
+                slot = slots[group % len(slots)]
+                b.store(fused(b, value, other, b.load(slot)), slot)
 
 
 class _Tail(NamedTuple):
