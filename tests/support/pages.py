@@ -139,7 +139,7 @@ def write_workspace(folder: Path) -> None:
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
         "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": len(words) + 2,
-        "max_position_embeddings": 64, "tie_word_embeddings": True, "torch_dtype": "float32",
+        "max_position_embeddings": 1024, "tie_word_embeddings": True, "torch_dtype": "float32",
         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
@@ -153,8 +153,8 @@ def write_workspace(folder: Path) -> None:
     (model / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "</s>"})
     )
-    lines = [" ".join(words[shift:] + words[:shift]) for shift in range(8)]
-    (folder / "calibration.txt").write_text("\n".join(lines) + "\n")
+    lines = [" ".join(words[shift:] + words[:shift]) for shift in range(13)]
+    (folder / "calibration.txt").write_text("\n".join(4 * lines) + "\n")
 
 
 def own_training() -> dict[str, object]:
