@@ -123,7 +123,7 @@ class Calibrator:
             else:
                 self._hidden.append(Calibrated(request.layer, None, reason))
         found = {source.key: source for _, sources in self._wanted for source in sources}
-        self._trace = Trace(found, self._count)
+        self._trace = Trace(found, partial(_count, self._positions))
         if self._wanted:
             self._look(to_the_end=False)
             self._arrange()
@@ -323,7 +323,7 @@ class Calibrator:
                 return
             found, paired = found.detach(), inputs.paired and reference is not None
             other = reference.next_inputs(source, found) if reference and paired else None
-            weights, count = self._weights(source, found), inputs.count(found)
+            weights, count = _weights(self._positions, source, found), inputs.count(found)
             index, chosen = rows_taken(weights, count, one.sample, found.device)
             if count and (weights is None or bool(weights.any())):
                 one.reached.add(place[0])
@@ -338,18 +338,6 @@ class Calibrator:
                     one.total.add(part, None if dense is None else next(dense), chosen)
 
         return hook
-
-    def _weights(self, source: Source, found: torch.Tensor) -> torch.Tensor | None:
-        """The weight of each row of a call's inputs, None if all count alike."""
-        if source.inputs.rows is not flat:
-            return None
-        time_first = source.inputs.time_first
-        return self._positions.of(source.name, source.inputs.slot, found, time_first)
-
-    def _count(self, source: Source, found: torch.Tensor) -> int:
-        """How many rows of a call's inputs count."""
-        weights = self._weights(source, found)
-        return source.inputs.count(found) if weights is None else int(weights.count_nonzero())
 
     def _given(self, sums: list[_Sum]) -> Iterator[Calibrated]:
         """The layers of a pass; each stage's moments are let go of before the next one's."""
@@ -379,8 +367,7 @@ class Calibrator:
 
     def _copies(self, start: int = 0) -> Iterator[tuple[int, Any]]:
         """Copies of the batches from number `start` on, on the model's device."""
-        parameters = (parameter for root in self._roots for parameter in root.parameters())
-        device = next((parameter.device for parameter in parameters), None)
+        device = next((one.device for root in self._roots for one in root.parameters()), None)
         own_forward = self.calibration.forward is not None
         batches = islice(self._batches, start, None)
         for index, batch in copies(batches, device, own_forward, start):
@@ -398,3 +385,16 @@ class Calibrator:
             if named is error:
                 raise
             raise named from error
+
+
+def _weights(positions: Positions, source: Source, found: torch.Tensor) -> torch.Tensor | None:
+    """The weight of each row of a call's inputs, None if all count alike."""
+    if source.inputs.rows is not flat:
+        return None
+    return positions.of(source.name, source.inputs.slot, found, source.inputs.time_first)
+
+
+def _count(positions: Positions, source: Source, found: torch.Tensor) -> int:
+    """How many rows of a call's inputs count."""
+    weights = _weights(positions, source, found)
+    return source.inputs.count(found) if weights is None else int(weights.count_nonzero())

@@ -1,5 +1,7 @@
 """Calibrated pruning of a folder: the same bits as in memory, a block at a time."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,29 @@ def test_one_block_is_loaded_at_a_time(tmp_path, known, monkeypatch):
     se.prune_file(source, tmp_path / "out", "wanda", 0.5, calibration=batches())
     assert max(map(loads.count, loads)) == 3  # the whole, by itself, and to prune
     assert set(loads) == {"embed", "blocks.0", "blocks.1", "blocks.2", "head"}
+
+
+def test_a_block_is_let_go_of_at_once(tmp_path, known, monkeypatch):
+    """Catches blocks that wait in cycles of references for the garbage collector, one after the
+    other, so that the model is in memory after all."""
+    known(Decoder)
+    source = write_folder(made(Decoder), tmp_path / "in")
+    alive: list[weakref.ref] = []
+    original = spectral_engine.streaming.run.Calibrator
+
+    def noted(*arguments):
+        found = original(*arguments)
+        assert [one for one in alive if one() is not None] == []
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(spectral_engine.streaming.run, "Calibrator", noted)
+    gc.disable()
+    try:
+        se.prune_file(source, tmp_path / "out", "wanda", 0.5, calibration=batches())
+    finally:
+        gc.enable()
+    assert len(alive) == 4
 
 
 @pytest.mark.parametrize(
