@@ -72,7 +72,7 @@ class Sheet:
     title: one line. facts: what a reader looks for first, as label and value.
     warnings: what may be wrong. listed: what was left alone, by reason. notes: what else there is.
     columns: those after the name; `name` is the title of the first. total: the last row, if any.
-    caption: what the columns mean, in one line.
+    caption: what the columns mean, in one line. hint: how to see more, for a page.
     curves: what the two curves of a row are called.
     """
 
@@ -86,6 +86,7 @@ class Sheet:
     name: str = "weight"
     total: Row | None = None
     caption: str = ""
+    hint: str = ""
     curves: tuple[str, str] = ("before", "after")
 
 

@@ -115,6 +115,7 @@ _ERRORS = (
     ("Frobenius", "||A - S||_F / ||A||_F"),
     ("values", "mean relative change of the leading singular values"),
 )
+_HINT = "Errors and singular values were not measured: measure=True, or --measure, does."
 _CAPTION = "errors are relative; values: leading singular values, mean"
 
 
@@ -239,6 +240,7 @@ class PruneReport(Report):
             rows=rows,
             total=total,
             caption=_CAPTION if measured else "",
+            hint="" if measured else _HINT,
         )
 
     def _row(self, layer: LayerReport, several: bool, ranked: bool, measured: bool) -> Row:

@@ -93,6 +93,9 @@ def test_a_page_has_what_the_report_has(tmp_path):
     for words in ("an embedding", "ignored by", "0.7500", repr(report.recipes[0]), "sigma 12"):
         assert words in page
     row = report.layers[0]
+    assert "not measured" not in page
+    again = se.prune(model, "magnitude", 0.8).to_html(tmp_path / "again.html").read_text()
+    assert "not measured: measure=True, or --measure" in again
     assert f"{row.spectral:.4f}" in page
     assert f"{row.before[0]:.4g}" in page
     assert f"{row.after[0]:.4g}" in page
