@@ -111,9 +111,12 @@ def measured(
     network: Network, settings: list[str], done: Callable[[tuple[str, str, float]], bool]
 ) -> Iterator[tidy.Row]:
     """Every setting with and without factors at every sparsity, unless it is done."""
-    inputs = se.calibrate(
-        network.model, network.calibration, targets=network.targets, ignore=network.ignore or None
-    )
+    inputs = None
+    if any(SETTINGS[name].needs_inputs for name in settings):
+        ignore = network.ignore or None
+        inputs = se.calibrate(
+            network.model, network.calibration, targets=network.targets, ignore=ignore
+        )
     first = next(iter(network.score(network.model)))
     yield tidy.Row(network.name, None, "dense", None, first, network.score(network.model)[first])
     yield from paying(network)
