@@ -5,9 +5,9 @@
 Each setting is measured with and without `LowRank()` at the same number of stored entries, which
 are the same bytes. Where no module holds factors, as in a GRU, what is measured is the sum, merged.
 
-The margin says why: a direction with the singular value sigma costs m + n entries and saves
-sigma^2 of ||A - S||_F^2; the m + n smallest of the kept entries, all near the threshold t, save t^2
-each. So it pays while sigma > t sqrt(m + n): "pay" counts such directions of the dense weights.
+The margin: with S the largest entries of A, those over t, a direction of A - S with the singular
+value sigma costs m + n entries and takes sigma^2 off ||A - S||_F^2; the m + n smallest of the kept
+entries, all near t, take t^2 each. So at first a direction pays if sigma > t sqrt(m + n).
 """
 
 import copy
@@ -23,7 +23,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from spectral_kernels import entries_to_keep
 
 import spectral_engine as se
 from bench import tidy
@@ -88,7 +87,7 @@ def pruned(
 
 
 def paying(network: Network) -> Iterator[tidy.Row]:
-    """How many directions of the dense weights pay, of how many there are."""
+    """How many directions of what magnitude leaves pay, of how many there are."""
     selector = Selector.of(network.targets, network.ignore or None)
     found: dict[float, list[int]] = {sparsity: [] for sparsity in SPARSITIES}
     total = 0
@@ -98,10 +97,10 @@ def paying(network: Network) -> Iterator[tidy.Row]:
             continue
         m, n = weight.shape
         total += min(m, n)
-        values = torch.linalg.svdvals(weight.double())
-        entries = weight.abs().flatten().sort(descending=True).values
         for sparsity in SPARSITIES:
-            threshold = float(entries[entries_to_keep(m * n, sparsity) - 1])
+            sparse = se.sparsify(weight, "magnitude", sparsity).weight
+            values = torch.linalg.svdvals((weight - sparse).double())
+            threshold = float(sparse[sparse != 0].abs().min())
             found[sparsity].append(int((values > threshold * math.sqrt(m + n)).sum()))
     for sparsity, counts in found.items():
         yield tidy.Row(network.name, None, DIRECTIONS, sparsity, "share", sum(counts) / total)
@@ -157,7 +156,7 @@ def table(rows: list[tidy.Row]) -> Table:
             if any(cell is not None for cell in cells):
                 shown.add_row(network, name, *("-" if x is None else f"{x:.3f}" for x in cells))
         shares = (found.get((network, None, DIRECTIONS, one, "share")) for one in SPARSITIES)
-        padded = (cell for x in shares for cell in ("-" if x is None else f"{x:.1%}", ""))
+        padded = (cell for x in shares for cell in ("-" if x is None else f"{x:.2%}", ""))
         shown.add_row(network, DIRECTIONS, *padded)
     return shown
 
@@ -180,6 +179,7 @@ def main(
             if row.metric == LAST:
                 console.print(f"{row.variant}, {row.setting}, {row.sparsity:.0%}")
                 tidy.write(results, rows, HEAD)
+        tidy.write(results, rows, HEAD)
     console.print(table(tidy.read(results)[1]))
 
 

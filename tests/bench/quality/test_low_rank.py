@@ -19,7 +19,7 @@ def network() -> Network:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 12)).eval()
     with torch.no_grad():
-        model[0].weight += 4.0 * torch.outer(torch.randn(16), torch.randn(20))
+        model[0].weight += torch.outer(torch.randn(16).sign(), torch.randn(20).sign())
     batches = [torch.randn(30, 20) for _ in range(2)]
 
     def score(other: nn.Module) -> dict[str, float]:
@@ -44,7 +44,8 @@ def test_both_have_the_same_entries_and_prune_gives_the_same(network):
 
 
 def test_directions_that_pay_are_counted(network):
-    """Catches a threshold of another entry, and a direction held against one entry."""
+    """Catches a threshold of another entry, directions of the whole weight, and a direction held
+    against one entry."""
     rows = {row.sparsity: row.value for row in low_rank.paying(network)}
     for sparsity, found in rows.items():
         count = 0
@@ -52,10 +53,11 @@ def test_directions_that_pay_are_counted(network):
             weight = layer.weight.detach().double().numpy()
             kept = round(weight.size * (1 - sparsity))
             threshold = np.sort(np.abs(weight).ravel())[-kept]
-            values = np.linalg.svd(weight, compute_uv=False)
+            left = np.where(np.abs(weight) < threshold, weight, 0.0)
+            values = np.linalg.svd(left, compute_uv=False)
             count += (values > threshold * math.sqrt(sum(weight.shape))).sum()
         assert found == pytest.approx(count / (16 + 12))
-    assert 0 < rows[0.9] <= rows[0.7] < 1
+    assert 0 < max(rows.values()) < 0.5
 
 
 def test_what_is_done_is_not_measured_again(network):
