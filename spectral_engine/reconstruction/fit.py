@@ -118,6 +118,9 @@ def fit(
         settings: steps and rate.
     """
     twin = copy.deepcopy(module).eval()
+    for part in twin.modules():
+        if isinstance(part, nn.RNNBase):  # cuDNN has no gradient of one in evaluation mode
+            part.dropout, part.training = 0.0, True
     if any(p.is_floating_point() and p.itemsize < 4 for p in twin.parameters()):
         twin.float()
         examples = [_widened(one) for one in examples]
@@ -168,8 +171,12 @@ def _reestimate_if_better(
     if not batch_norms(twin):
         return
     kept = copy.deepcopy(twin.state_dict())
-    reestimate(twin, [one.call for one in shown])
-    if not _error(twin, judges, scales) < before:
+    try:
+        reestimate(twin, [one.call for one in shown])
+        better = _error(twin, judges, scales) < before
+    except ValueError:  # a single value a channel has no variance
+        better = False
+    if not better:
         twin.load_state_dict(kept)
 
 

@@ -106,7 +106,13 @@ def reconstruct_blocks(
             if not examples:
                 report.left[name] = "no batch reached it"
                 continue
-            fitted = fit(unit, _own(zeros, name), _shared(model, unit), examples, settings)
+            try:
+                fitted = fit(unit, _own(zeros, name), _shared(model, unit), examples, settings)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError) as error:  # an operator without a gradient
+                report.left[name] = f"it cannot be trained: {str(error).splitlines()[0]}"
+                continue
             del examples
             kept = fitted.after < fitted.before
             if kept:

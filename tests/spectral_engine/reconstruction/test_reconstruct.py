@@ -259,3 +259,43 @@ def test_another_model_is_refused(dense, kind, match):
     model, _ = pruned(Model)
     with pytest.raises(kind, match=match):
         se.reconstruct(model, dense(model), batches(4, 6, WIDTH))
+
+
+class Hard(torch.autograd.Function):
+    """An operator without a gradient."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, grad):
+        raise RuntimeError("no gradient")
+
+
+class Rounded(Block):
+    """A block that cannot be trained."""
+
+    def forward(self, x, *, seen):
+        return Hard.apply(super().forward(x, seen=seen))
+
+
+def test_a_block_without_a_gradient_is_left():
+    """Catches a pruning that fails for a block that can run but not be trained."""
+    sparse, dense = pruned(Model)
+    for model in (sparse, dense):
+        model.blocks[1].__class__ = Rounded
+    report = se.reconstruct(sparse, dense, batches(4, 6, WIDTH), steps=4, progress=False)
+    assert [one.name for one in report.blocks] == ["blocks.0", "blocks.2"]
+    assert report.left == {"blocks.1": "it cannot be trained: no gradient"}
+
+
+def test_a_batch_of_one_row_measures_no_norm():
+    """Catches a normalisation that is measured over a single value, which torch refuses."""
+
+    def network():
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+    sparse, dense = pruned(network)
+    report = se.reconstruct(sparse, dense, batches(1, 4), steps=4, progress=False)
+    assert len(report.blocks) == 1
