@@ -227,7 +227,7 @@ class Streaming:
             relay.steps[:] = [by_name[name] for name in work.state["steps"]]
             needs = [frozenset(one) for one in work.state["needs"]]
             return Survey(relay.steps, needs)
-        return surveyed(relay, self._load)
+        return surveyed(relay, self._load, [one for one in self.pieces if self.requests_of(one)])
 
     def _step(
         self,

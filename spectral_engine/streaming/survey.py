@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spectral_engine.calibration.forward import evaluating
+from spectral_engine.calibration.forward import ending, evaluating
 from spectral_engine.streaming.pieces import IN_MEMORY, Piece
 from spectral_engine.streaming.relay import Relay, same_outputs
 
@@ -33,18 +33,22 @@ class Survey:
     needs: list[frozenset[int]]
 
 
-def surveyed(relay: Relay, load: Load) -> Survey:
+def surveyed(relay: Relay, load: Load, wanted: Collection[Piece]) -> Survey:
     """Run a model over its first batch, as a whole and piece by piece.
+
+    Both end where nothing that is wanted can come any more: an output head that is not pruned is
+    not run.
 
     Args:
         relay: installed, with no steps yet; they are set. Its shelf has room for one batch.
         load: of a piece.
+        wanted: the pieces that are pruned.
 
     Raises:
         ValueError: a piece gives something else when it runs by itself, so that more than outputs
             passes between pieces; or one needs weights that are not its own.
     """
-    shelf, reference = relay.shelf, _whole(relay, load)
+    shelf, reference = relay.shelf, _whole(relay, load, wanted)
     needs: list[frozenset[int]] = []
     for at, piece in enumerate(relay.steps):
         with load(piece):
@@ -54,11 +58,13 @@ def surveyed(relay: Relay, load: Load) -> Survey:
     return Survey(relay.steps, needs)
 
 
-def _whole(relay: Relay, load: Load) -> list[Piece]:
+def _whole(relay: Relay, load: Load, wanted: Collection[Piece]) -> list[Piece]:
     """Every piece's output on the shelf, by one run of the whole model; sets the steps."""
     called: list[Piece] = []
 
     def loaded(piece: Piece, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if piece not in wanted and all(one in called for one in wanted):
+            ending(piece.module, args, kwargs)
         with load(piece):
             output = forward(*args, **kwargs)
         with relay.shelf.writing(len(called)) as writer:

@@ -150,6 +150,23 @@ def test_one_block_is_loaded_at_a_time(tmp_path, known, monkeypatch):
     assert set(loads) == {"embed", "blocks.0", "blocks.1", "blocks.2", "head"}
 
 
+def test_what_is_not_pruned_behind_the_last_block_is_not_run(tmp_path, known, monkeypatch):
+    """Catches an output head that is read, and whose outputs, as wide as the vocabulary, are
+    held, for nothing."""
+    known(Decoder)
+    source = write_folder(made(Decoder), tmp_path / "in")
+    seen: list[str] = []
+    original = spectral_engine.streaming.run.loaded
+
+    def noted(piece, values):
+        seen.append(piece.name)
+        return original(piece, values)
+
+    monkeypatch.setattr(spectral_engine.streaming.run, "loaded", noted)
+    se.prune_file(source, tmp_path / "out", "wanda", 0.5, calibration=batches(), ignore="head")
+    assert {*seen} == {"embed", "blocks.0", "blocks.1", "blocks.2"}
+
+
 def test_a_block_is_let_go_of_at_once(tmp_path, known, monkeypatch):
     """Catches blocks that wait in cycles of references for the garbage collector, one after the
     other, so that the model is in memory after all."""
