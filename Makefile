@@ -35,8 +35,9 @@ install: $(STAMP) ## create .venv and install the project with its development t
 demo: $(STAMP) ## prune the demo network in three ways; figures and a report in demo-out/
 	@$(BIN)/spectral-engine demo $(ARGS)
 
+# As many processes as processors; benchmarks do without.
 test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 docs: $(STAMP) ## build the documentation site in build/site; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q docs build/site
