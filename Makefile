@@ -37,7 +37,7 @@ demo: $(STAMP) ## prune the demo network in three ways; figures and a report in 
 
 # As many processes as processors; benchmarks do without.
 test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 docs: $(STAMP) ## build the documentation site in build/site; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q docs build/site
