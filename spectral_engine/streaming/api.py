@@ -74,8 +74,9 @@ def prune_file(
         force: replace an existing target.
         resume: with `calibration`, whether to go on from an earlier run on the target: "auto" if
             there is one, "required" or not at all, "never". One of other inputs is refused.
-        max_memory: bytes that a calibrated run may hold beside the program; what moments leave of
-            it saves repeated work. None for as much as `Calibration.max_bytes` allows.
+        max_memory: bytes that a calibrated run plans to hold beside the program, by an estimate of
+            what a block takes while it runs; what moments leave of it saves repeated work. None
+            for as much as `Calibration.max_bytes` allows.
 
     Returns:
         What was done to each tensor, what was left alone and why.
