@@ -27,8 +27,10 @@ from spectral_kernels.spectra.precision import full_precision
 
 #: The stream of the test matrices.
 STREAM = stream_id("spectral_kernels.norms")
-#: Columns of the test matrix.
-BLOCK = 8
+#: Columns of the test matrix; and from so many entries on, where the space is to hold less than 5 %
+#: of the matrix. Independent entries, 8192 x 4096, tolerance 1e-3: 26 products with 8 columns, 32
+#: with 4, in 1.25 times the processor time, and the same accuracy.
+BLOCK, SMALL_BLOCK, LARGE = 8, 4, 1 << 24
 
 
 class NormEstimate(NamedTuple):
@@ -144,7 +146,8 @@ def _values(
 ) -> tuple[Array, Array, int]:
     """The norm (..., 1), its error (..., 1) and the products used, at unit scale."""
     operator = operator.tall()
-    block = min(BLOCK, *operator.shape[-2:])
+    m, n = operator.shape[-2:]
+    block = min(BLOCK if m * n < LARGE else SMALL_BLOCK, m, n)
     spec = KrylovSpec(
         rank=1,
         tolerance=tolerance,
