@@ -28,7 +28,6 @@ from torch import nn
 
 from spectral_engine.calibration.batches import (
     Forward,
-    RefusedError,
     call,
     copied,
     copies,
@@ -36,9 +35,9 @@ from spectral_engine.calibration.batches import (
     named_error,
 )
 from spectral_engine.calibration.dense_reference import DenseReference
-from spectral_engine.calibration.forward import Hook, ending, evaluating, require_loaded, until_end
-from spectral_engine.calibration.inputs import Call, flat
-from spectral_engine.calibration.positions import Positions, Sample, rows_taken
+from spectral_engine.calibration.forward import ending, evaluating, require_loaded, until_end
+from spectral_engine.calibration.inputs import flat
+from spectral_engine.calibration.positions import Positions
 from spectral_engine.calibration.replay import Replay
 from spectral_engine.calibration.request import (
     UNREACHED,
@@ -53,7 +52,6 @@ from spectral_engine.calibration.stages import (
     Wanted,
     alike,
     divided,
-    features_of,
     forward_seconds,
     held_bytes,
     held_elsewhere,
@@ -63,19 +61,19 @@ from spectral_engine.calibration.stages import (
     stages_of,
     too_much,
 )
-from spectral_engine.calibration.trace import Source, Trace
+from spectral_engine.calibration.sums.stage_sums import (
+    SharedSum,
+    StageSum,
+    Waiting,
+    each_calibrated,
+    each_waiting,
+    shared_sums,
+)
+from spectral_engine.calibration.trace import Source, Trace, widest
+from spectral_engine.distributed.groups import sharing_group
+from spectral_engine.distributed.owners import errors_of_all, gathered_objects, is_own
+from spectral_engine.distributed.shards import is_sharded, settle
 from spectral_engine.layers.find import Layer
-from spectral_engine.matrix.moments import Accumulator
-
-
-@dataclass
-class _Sum:
-    """What a pass has gathered for a stage."""
-
-    stage: Stage
-    total: Accumulator
-    sample: Sample
-    reached: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -104,8 +102,17 @@ class Calibrator:
     _positions: Positions = field(init=False, repr=False)
     _run: Forward = field(init=False, repr=False)
     _seconds: list[float] = field(init=False, repr=False)
+    _sharded: bool = field(init=False, repr=False)
+    _group: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._sharded = any(is_sharded(parameter) for parameter in self.model.parameters())
+        if self._sharded and self.calibration.asymmetric:
+            raise ValueError(
+                "asymmetric: expected a model that can be copied; got one that is sharded"
+            )
+        # Processes of a sharded model run all batches together.
+        self._group = None if self._sharded else sharing_group()
         for root in self._roots:
             require_loaded(root)
         self._run = self.calibration.forward or call
@@ -146,6 +153,11 @@ class Calibrator:
         return [self.model] if self.part is None else self.part.modules
 
     @property
+    def shares(self) -> bool:
+        """Whether several processes share the batches out; see `waiting`."""
+        return self._group is not None
+
+    @property
     def bytes(self) -> int:
         """The most that moments, with working memory of a refit beside them, come to."""
         return max(map(self._held, self._passes), default=0)
@@ -162,15 +174,22 @@ class Calibrator:
         return len(self._trace.batches) == len(self._batches)
 
     def _look(self, *, to_the_end: bool) -> None:
-        """Trace the next batches: all, or as many as it takes to reach every source."""
-        with evaluating(self.model), self._trace.watching():
-            for index, batch in self._copies(len(self._trace.batches)):
+        """Trace the next batches: all, or as many as it takes to reach every source.
+
+        Where processes share the batches out, each traces its share of all, but all of the first.
+        """
+        trace = self._trace.fresh() if to_the_end else self._trace
+        with evaluating(self.model), trace.watching(), errors_of_all(self._group):
+            for index, batch in self._copies(len(self._trace.batches), own=to_the_end):
                 start = time.perf_counter()
-                with self._trace.batch():
+                with trace.batch():
                     self._forward(self.model, index, batch)
                 self._seconds.append(time.perf_counter() - start)
                 if self._trace.reached_all and not to_the_end:
                     break
+        settle(self.model)
+        if to_the_end:
+            self._trace.extend(gathered_objects(trace.told(), self._group))
 
     def _forward_seconds(self) -> float:
         return forward_seconds(len(self._passes), len(self._batches), self._seconds)
@@ -201,6 +220,28 @@ class Calibrator:
         Passes come in the order of the forward pass, and what is done to the layers of one counts
         for the next; of a pass those with the smallest moments come first.
         """
+        for sums in self._passes_over():
+            if self._group is None:
+                yield from each_calibrated(sums)
+            else:
+                for shared in self._summed(sums):
+                    yield from shared.ready(None)
+        yield from self._without()
+
+    def waiting(self) -> Iterator[list[Waiting]]:
+        """The layers of each pass, to be done before the next one, and those without moments.
+
+        Only where processes share the batches out; all of them make the same calls.
+        """
+        for sums in self._passes_over():
+            yield each_waiting(self._summed(sums))
+        yield [Waiting(one.layer, one) for one in self._without()]
+
+    def _summed(self, sums: list[StageSum]) -> list[SharedSum]:
+        return shared_sums(sums, self._group, self.calibration.asymmetric)
+
+    def _passes_over(self) -> Iterator[list[StageSum]]:
+        """What each pass gathers; of this process's share of the batches."""
         asymmetric = self.calibration.asymmetric
         dense = copy.deepcopy(self.model) if asymmetric and self._passes else None
         if self._passes and not self._traced_all:  # a single pass
@@ -208,19 +249,17 @@ class Calibrator:
             sums = self._gather(stages, dense)
             self._arrange()
             if len(self._passes) == 1 and alike(stages, self._passes[0]):
-                yield from self._given(sums)
-                yield from self._without()
+                yield sums
                 return
             del sums
             self._require_memory()
         replays = self._replays(dense)
         for i, stages in enumerate(self._passes):
             unfinished = list(chain(*self._passes[i:]))
-            yield from self._given(self._gather(stages, dense, replays, unfinished))
+            yield self._gather(stages, dense, replays, unfinished)
             if not self._elsewhere.isdisjoint(layer.name for one in stages for layer in one.layers):
                 for replay in replays:
                     replay.forget()
-        yield from self._without()
 
     def _replays(self, dense: nn.Module | None) -> list[Replay]:
         """For the model, and the dense one if there is one, in the memory that moments leave."""
@@ -239,7 +278,7 @@ class Calibrator:
         dense: nn.Module | None,
         replays: Sequence[Replay] = (),
         unfinished: Sequence[Stage] = (),
-    ) -> list[_Sum]:
+    ) -> list[StageSum]:
         """One pass over the batches.
 
         Args:
@@ -248,23 +287,20 @@ class Calibrator:
             unfinished: the stages whose layers are still to be pruned.
         """
         stages = sorted(stages, key=stage_bytes)
+        most, scales = self.calibration.max_samples, self._trace.scales
         sums = [
-            _Sum(
-                stage,
-                Accumulator(*features_of(stage)),
-                Sample(stage.name, stage.rows, self.calibration.max_samples),
-            )
-            for stage in stages
+            StageSum.of(one, widest(scales, one.sources), most, len(self._batches))
+            for one in stages
         ]
         keys = [source.key for stage in stages for source in stage.sources]
-        end = self._trace.end_of(keys) if replays else None
-        known, place = len(self._trace.batches), [0]
+        end = self._trace.end_of(keys) if replays and not self._sharded else None
+        known, place, trace = len(self._trace.batches), [0], self._trace.fresh()
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
             waiting = [source for stage in unfinished for source in self._of_stage(stage)]
             for replay in replays:
                 stack.enter_context(replay.watching(waiting))
-            if replays and replays[0].keeps(0) and not self._agrees(replays[0], stages, end):
+            if replays and not self._agrees(replays[0], stages, end):
                 for replay in replays:
                     replay.stop()
             reference = None
@@ -272,23 +308,27 @@ class Calibrator:
                 reference = stack.enter_context(DenseReference(dense, stages, end))
             for one in sums:
                 for source in one.stage.sources:
-                    hook = self._adding(source, one, reference, place)
+                    hook = one.adding(source, partial(_weights, self._positions), reference, place)
                     stack.enter_context(source.hooked(hook))
             if end is not None:
                 stack.enter_context(end.hooked(ending))
             if not replays:
-                stack.enter_context(self._trace.watching())
-            for index, batch in self._copies():
+                stack.enter_context(trace.watching())
+            stack.enter_context(errors_of_all(self._group))
+            for index, batch in self._copies(own=True):
                 place[0] = index
                 with ExitStack() as here:
                     for replay in replays:
                         here.enter_context(replay.batch(index))
                     if not replays and index >= known:
-                        here.enter_context(self._trace.batch())
+                        here.enter_context(trace.batch())
                     if reference is not None:
                         again = copied(batch, None)
                         reference.see(partial(self._forward, index=index, batch=again))
                     self._forward(self.model, index, batch)
+        settle(self.model)
+        if not replays:
+            self._trace.extend(gathered_objects(trace.told(), self._group))
         return sums
 
     def _of_stage(self, stage: Stage) -> Iterator[Source]:
@@ -299,7 +339,15 @@ class Calibrator:
                 yield from sources
 
     def _agrees(self, replay: Replay, stages: list[Stage], end: Source | None) -> bool:
-        """Whether layers see the same in the first batch with and without what is kept."""
+        """Whether layers see the same in the first batch with and without what is kept.
+
+        It is the first of all, which one process has.
+        """
+        return bool(gathered_objects(self._agrees_here(replay, stages, end), self._group)[0])
+
+    def _agrees_here(self, replay: Replay, stages: list[Stage], end: Source | None) -> bool:
+        if not replay.keeps(0):
+            return True
         _, batch = next(self._copies())
         seen = []
         with DenseReference(self.model, stages, end) as reference:
@@ -310,69 +358,20 @@ class Calibrator:
                 seen.append(reference.seen)
         return len(seen[0]) == len(seen[1]) and all(map(torch.equal, *seen))
 
-    def _adding(
-        self, source: Source, one: _Sum, reference: DenseReference | None, place: list[int]
-    ) -> Hook:
-        """A hook that adds a call's inputs to the sums."""
-        layer, inputs = one.stage.layers[0], source.inputs
-        n = layer.matrix_shape[-1]
+    def _copies(self, start: int = 0, *, own: bool = False) -> Iterator[tuple[int, Any]]:
+        """Copies of the batches from number `start` on, on the model's device.
 
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-            found = inputs.find(Call(args, kwargs, output))
-            if found is None:
-                return
-            found, paired = found.detach(), inputs.paired and reference is not None
-            other = reference.next_inputs(source, found) if reference and paired else None
-            weights, count = _weights(self._positions, source, found), inputs.count(found)
-            index, chosen = rows_taken(weights, count, one.sample, found.device)
-            if count and (weights is None or bool(weights.any())):
-                one.reached.add(place[0])
-            dense = None if other is None else inputs.rows(other, index)
-            for part in inputs.rows(found, index):
-                if part.shape[-1] != n:
-                    raise RefusedError(
-                        f"calibration: expected {n} input features at {layer.name}; "
-                        f"got {part.shape[-1]}"
-                    )
-                if part.shape[-2]:
-                    one.total.add(part, None if dense is None else next(dense), chosen)
-
-        return hook
-
-    def _given(self, sums: list[_Sum]) -> Iterator[Calibrated]:
-        """The layers of a pass; each stage's moments are let go of before the next one's."""
-        while sums:
-            one = sums.pop(0)
-            stage, few = one.stage, self._few(one)
-            moments = one.total.moments()
-            del one
-            if moments is not None and not bool(torch.isfinite(moments.scale).all()):
-                raise ValueError(f"calibration: the inputs of {stage.name} hold NaN or infinity")
-            corrects = moments is not None and stage.corrects_bias
-            if moments is not None and corrects:
-                moments = moments.centre()
-            reason = None if moments is not None else UNREACHED
-            for layer in stage.layers:
-                yield Calibrated(layer, moments, reason, corrects, few)
-            del moments
-
-    def _few(self, one: _Sum) -> str | None:
-        """What a stage saw, if that is less than other stages see or than its refits need."""
-        count, n = one.total.count, features_of(one.stage)[0]
-        if count and len(one.reached) < len(self._batches):
-            return f"{len(one.reached)} of {len(self._batches)} batches reached it"
-        if 0 < count < n:
-            return f"{count:,} samples for {n:,} input features"
-        return None
-
-    def _copies(self, start: int = 0) -> Iterator[tuple[int, Any]]:
-        """Copies of the batches from number `start` on, on the model's device."""
+        Args:
+            own: only this process's share, where several share them out.
+        """
         device = next((one.device for root in self._roots for one in root.parameters()), None)
         own_forward = self.calibration.forward is not None
-        batches = islice(self._batches, start, None)
-        for index, batch in copies(batches, device, own_forward, start):
-            self._positions.see(batch)
-            yield index, batch
+        for number, given in enumerate(islice(self._batches, start, None), start):
+            if own and not is_own(number, self._group):
+                continue
+            for index, batch in copies([given], device, own_forward, number):
+                self._positions.see(batch)
+                yield index, batch
 
     def _forward(self, model: nn.Module, index: int, batch: Any) -> None:
         """Run a model over a batch, which a hook may end."""

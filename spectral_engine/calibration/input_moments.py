@@ -21,7 +21,7 @@ from spectral_engine.calibration.request import (
     Calibration,
     Request,
 )
-from spectral_engine.calibration.stages import Stage, corrects_bias, held_bytes
+from spectral_engine.calibration.stages import Stage, corrects_bias, refit_bytes
 from spectral_engine.layers.find import Layer, layers_to_prune
 from spectral_engine.layers.selector import Selector
 from spectral_engine.matrix.moments import Moments
@@ -71,7 +71,7 @@ class InputMoments:
         """
         for layer, refit, low_rank in requests:
             self._require(layer)
-            needed = held_bytes([Stage([layer], [], workspace=workspace_of(refit, low_rank))])
+            needed = refit_bytes(Stage([layer], [], workspace=workspace_of(refit, low_rank)))
             if needed > max_bytes:
                 raise ValueError(
                     f"max_bytes: the moments of {layer.name} and the working memory of its refit "
@@ -127,7 +127,7 @@ def calibrate(
         targets, ignore: as for `prune`.
         split: as for `Select`.
         forward, positions, max_samples: see `Calibration`.
-        max_bytes: the most that the moments may take: of n input features n x n float32 for each
+        max_bytes: the most that the moments may take: of n input features n x n float64 for each
             layer, layers of the same inputs once.
         progress: True for a bar on a terminal, False for none, or a function that is called with
             "batch 1", "batch 2", ... as each is done.

@@ -33,6 +33,8 @@ _DECODER_INPUTS = (*_OF_DECODERS, "decoder_input_ids", "decoder_inputs_embeds", 
 _CROSS = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn", "multihead_attn")
 #: u / UNIT is uniform in [0, 1) for the integers u of the stream.
 _UNIT = 1 << 24
+#: Calls of a layer in a batch whose draws are not those of the next batch.
+_MOST_CALLS = 1 << 20
 
 
 class Positions:
@@ -140,35 +142,46 @@ class Sample:
 
     Of n rows in a row, with s = rows / wanted, one is drawn in each run of s: spread as evenly as
     a stride, without falling into step with the columns of an image. The draws are the stream's,
-    of seed 0 and the layer's name, a call after the other, and the same in every run.
+    of seed 0, the layer's name and the batch, a call after the other, and the same in every run,
+    whichever process has the batch.
     """
 
     def __init__(self, name: str, rows: int, wanted: int | None) -> None:
         self._stride = 1.0 if wanted is None else max(1.0, rows / wanted)
-        self._stream, self._calls = stream_id(f"calibration of {name}"), 0
+        self._stream = stream_id(f"calibration of {name}")
+        self._calls: dict[int, int] = {}
 
-    def of(self, rows: int) -> torch.Tensor | None:
-        """The numbers of the rows that are taken of the next call's, None for all."""
+    def of(self, rows: int, batch: int = 0) -> torch.Tensor | None:
+        """The numbers of the rows that are taken of a batch's next call, None for all."""
         if self._stride == 1.0:
             return None
         runs = math.ceil(rows / self._stride)
-        row, self._calls = self._calls, self._calls + 1
+        call = self._calls.get(batch, 0)
+        self._calls[batch] = call + 1
+        row = batch * _MOST_CALLS + call
         places = draws((1, runs), 0, self._stream, row_offset=row)[0] / _UNIT + np.arange(runs)
         taken = np.unique(np.floor(places * self._stride).astype(np.int64))
         return torch.from_numpy(taken[taken < rows])
 
 
 def rows_taken(
-    weights: torch.Tensor | None, rows: int, sample: Sample | None, device: torch.device
+    weights: torch.Tensor | None,
+    rows: int,
+    sample: Sample | None,
+    device: torch.device,
+    batch: int = 0,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The numbers of the rows that count, None for all, and their weights, None for all alike."""
+    """The numbers of the rows of a batch's next call that count, None for all, and their weights.
+
+    The weights are None where all count alike.
+    """
     index = None
     if weights is not None:
         index = weights.nonzero().flatten()
         if len(index) == rows:
             index = None
     count = rows if index is None else len(index)
-    taken = None if sample is None else sample.of(count)
+    taken = None if sample is None else sample.of(count, batch)
     if taken is not None:
         taken = taken.to(device)
         index = taken if index is None else index[taken]

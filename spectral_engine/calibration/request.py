@@ -45,10 +45,10 @@ class Calibration:
         max_samples: about how many samples a layer is calibrated on, at most; of more, such as the
             windows of a convolution, so many are drawn, the same in every run. None takes all.
         sequential: True takes a layer's inputs from the model with the layers before it pruned, one
-            pass a layer, in the memory of the largest layer's moments and as much again (SparseGPT
-            and ALPS take more); False from the dense model, in one pass, which holds all layers'
-            moments at once. None takes as few passes as `max_bytes` allows, each seen through the
-            layers that earlier passes pruned: one, as False, where all fits.
+            pass a layer, in three times the memory of the largest layer's moments (SparseGPT and
+            ALPS take more); False from the dense model, in one pass, which holds the sums of all
+            layers at once, each twice its moments. None takes as few passes as `max_bytes` allows,
+            each seen through the layers that earlier passes pruned: one, as False, where all fits.
         asymmetric: fit what the layer gives in the dense model, of which a copy is held meanwhile
             (GPTAQ, arXiv 2504.02692); only where the calibration is sequential.
         max_bytes: the most that moments and the working memory of the refit may take, the pruned

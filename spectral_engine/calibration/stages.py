@@ -17,7 +17,7 @@ from spectral_engine.calibration.request import Request
 from spectral_engine.calibration.trace import Source, Trace
 from spectral_engine.layers.bias import bias_of
 from spectral_engine.layers.find import Layer
-from spectral_engine.matrix.moments import moment_bytes
+from spectral_engine.matrix.sums import moment_bytes, sum_bytes
 from spectral_engine.recipe.refits import NO_REFIT, Refit, Workspace, workspace_of
 
 #: Seconds from which on they are said.
@@ -125,6 +125,11 @@ def features_of(stage: Stage) -> tuple[int, int | None, torch.dtype, torch.devic
 
 
 def stage_bytes(stage: Stage) -> int:
+    """Bytes of the sums of a stage's second moments."""
+    return sum_bytes(*features_of(stage)[:2])
+
+
+def _result_bytes(stage: Stage) -> int:
     """Bytes of the second moments of a stage."""
     return moment_bytes(*features_of(stage)[:3])
 
@@ -136,6 +141,12 @@ def held_bytes(stages: list[Stage], moments_per_stage: int = 1) -> int:
     moments a stage.
     """
     return _most([_sizes(stage, moments_per_stage) for stage in stages])
+
+
+def refit_bytes(stage: Stage) -> int:
+    """Bytes of a stage's moments, once they are there, and of the memory that refits work in."""
+    result, workspace = _result_bytes(stage), stage.workspace
+    return result + workspace.copies * result + workspace.weights * _weight_bytes(stage)
 
 
 def divided(stages: list[Stage], max_bytes: int) -> list[list[Stage]]:
@@ -167,9 +178,11 @@ def too_much(passes: list[list[Stage]], needed: int, max_bytes: int, at_once: bo
 
 
 def _sizes(stage: Stage, moments_per_stage: int) -> tuple[int, int]:
-    """Bytes of a stage's moments, and of the working memory beside them."""
-    size = moments_per_stage * stage_bytes(stage)
-    return size, stage.workspace.copies * size + stage.workspace.weights * _weight_bytes(stage)
+    """Bytes of a stage's sums, and the most that its moments and refits take beyond these."""
+    sums, result = (moments_per_stage * size(stage) for size in (stage_bytes, _result_bytes))
+    work = stage.workspace.copies * result + stage.workspace.weights * _weight_bytes(stage)
+    # Sums are let go of once the moments are made of them, which are smaller.
+    return sums, max(result, result + work - sums)
 
 
 def _most(sizes: list[tuple[int, int]]) -> int:

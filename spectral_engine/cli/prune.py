@@ -21,6 +21,8 @@ from spectral_engine.cli.options import (
     size_of,
 )
 from spectral_engine.compression.file import compressing
+from spectral_engine.distributed.groups import is_first
+from spectral_engine.distributed.launch import is_first_launched, is_launched, launched
 from spectral_engine.recipe.presets import PRESETS, recipe_of_text
 from spectral_engine.streaming.api import estimate_file, prune_file
 from spectral_engine.streaming.texts import token_batches
@@ -118,10 +120,17 @@ def prune(
         raise ValueError("dry_run: expected --calibration; without, a run takes little")
     if dry_run:
         return
-    with compressing(output, force=force) if compress else nullcontext(output) as target:
-        report = prune_file(
-            source, target, chosen, sparsity, seed=seed, measure=measure, force=force, **options
-        )
+    if calibration is not None and is_launched() and not is_first_launched():
+        return  # the first process does it alone
+    with launched() if calibration is None else nullcontext():
+        first = is_first()
+        alone = compress and first
+        with compressing(output, force=force) if alone else nullcontext(output) as target:
+            report = prune_file(
+                source, target, chosen, sparsity, seed=seed, measure=measure, force=force, **options
+            )
+    if not first:
+        return
     if model_card:
         write_model_card(output, report)
     show(report, report_file, as_json, output=str(output))

@@ -66,6 +66,16 @@ def share_work(group: Any = None) -> Iterator[None]:
         _sharing.reset(token)
 
 
+@contextmanager
+def no_sharing() -> Iterator[None]:
+    """Inside, this process does all of its work by itself."""
+    token = _sharing.set(None)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
+
+
 def group_of(tensors: Iterable[torch.Tensor]) -> Any:
     """The processes that hold the parts of sharded tensors, all of them together; None of none.
 
@@ -85,15 +95,27 @@ def group_of(tensors: Iterable[torch.Tensor]) -> Any:
     return _made[ranks]
 
 
-def steps(costs: Sequence[float], processes: int) -> list[list[int]]:
+def steps(costs: Sequence[float], processes: int, window: int | None = None) -> list[list[int]]:
     """Work shared out in steps, in each of which every process does at most one piece.
 
     Args:
         costs: of each piece. processes: how many there are.
+        window: how many pieces, in their own order, are shared out among each other; None for all.
 
     Returns:
         Numbers of the pieces, those of each step; the i-th of a step is for process i. The
         costliest come first, so that those of a step cost about the same.
     """
-    order = sorted(range(len(costs)), key=lambda index: (-costs[index], index))
-    return [order[first : first + processes] for first in range(0, len(order), processes)]
+    found = []
+    size = max(1, len(costs) if window is None else window)
+    for start in range(0, len(costs), size):
+        some = range(start, min(start + size, len(costs)))
+        order = sorted(some, key=lambda index: (-costs[index], index))
+        found += [order[first : first + processes] for first in range(0, len(order), processes)]
+    return found
+
+
+def is_first() -> bool:
+    """Whether this process tells of what is done: the first of those that share their work."""
+    group = sharing_group()
+    return group is None or dist.get_rank(group) == 0

@@ -1,8 +1,9 @@
 """Prune a checkpoint on disk, one tensor in memory at a time."""
 
+import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,12 @@ from spectral_engine._util.checks import boolean, file_path, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine._util.text import natural
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
+from spectral_engine.distributed.groups import is_first, sharing_group
 from spectral_engine.layers.find import Skipped, reasons
 from spectral_engine.layers.selector import RecipeSelector
 from spectral_engine.pruning.plan import Candidate, Plan, share_out
 from spectral_engine.pruning.report import LayerReport, PruneReport, errors_of, layer_report
+from spectral_engine.pruning.shared_file import SharedTensors
 from spectral_engine.pruning.tensors import TensorLayer, tensors_of
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
@@ -80,16 +83,34 @@ def prune_tensors(
             recipes, plan.requested, seed, skipped=[*plan.skipped],
             unmatched=[*plan.unmatched], notes=[plan.note],
         )  # fmt: skip
-        with reporting(progress, "pruning", len(plan.assigned)) as show:
+        with reporting(is_first() and progress, "pruning", len(plan.assigned)) as show:
+
+            def prune(name: str, weight: torch.Tensor) -> list[LayerReport]:
+                return [
+                    _prune_in(plan, layer, weight, seed, measure) for layer in plan.by_tensor[name]
+                ]
 
             def transform(name: str, weight: torch.Tensor) -> torch.Tensor:
-                for layer in plan.by_tensor[name]:
-                    row = _prune_in(plan, layer, weight, seed, measure)
+                for row in prune(name, weight):
                     report.layers.append(row)
                     show(row)
                 return weight
 
-            rewrite(checkpoint, target, transform, select=plan.by_tensor, force=force)
+            def pruned(name: str) -> tuple[torch.Tensor, list[LayerReport]]:
+                weight = checkpoint.read(name)
+                rows = prune(name, weight)
+                return weight, rows
+
+            def write(change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+                rewrite(checkpoint, target, change, select=plan.by_tensor, force=force)
+
+            group = sharing_group()
+            if group is None:
+                write(transform)
+            else:
+                costs = {name: _cost(plan, checkpoint, name) for name in plan.by_tensor}
+                shared = SharedTensors(costs, pruned, group)
+                report.layers += shared.written(write, show)
     report.layers.sort(key=lambda layer: natural(layer.name))  # a file has 10 before 2
     report.seconds = time.perf_counter() - start
     return report
@@ -163,6 +184,14 @@ def _candidate(checkpoint: Checkpoint, layer: TensorLayer, recipe: int) -> Candi
 
     stacked = shape[0] if layer.view.batch else 1
     return Candidate(layer.name, load, layer.shape, (shape[-2], shape[-1]), stacked, recipe)
+
+
+def _cost(plan: FilePlan, checkpoint: Checkpoint, name: str) -> float:
+    """About how long a tensor takes, in comparison."""
+    shape = checkpoint.shape(name)
+    recipe = plan.assigned[plan.by_tensor[name][0].name].recipe
+    quick = not recipe.method.needs_low_rank and recipe.refit is None
+    return math.prod(shape) * (1.0 if quick else float(min(shape[-2:])))
 
 
 def _prune_in(

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.request import Calibrated
+from spectral_engine.calibration.sums.stage_sums import Waiting
 from spectral_engine.distributed.groups import group_of, sharing_group
 from spectral_engine.distributed.owners import Made, by_owners
 from spectral_engine.distributed.shards import gathered, here
@@ -15,7 +17,7 @@ from spectral_engine.factored.model import reason_against_factors
 from spectral_engine.layers.find import Layer
 from spectral_engine.masking.mask import mask_of
 from spectral_engine.pruning.batched import goes_together, sparsified_together
-from spectral_engine.pruning.plan import ModelPlan, Plan
+from spectral_engine.pruning.plan import Plan
 from spectral_engine.pruning.report import LayerReport, errors_of, layer_report
 from spectral_engine.sparsifying.report import Sparsified
 from spectral_engine.sparsifying.stacks import sparsify_layer
@@ -30,11 +32,6 @@ class Done:
     row: LayerReport
     bias: torch.Tensor | None = None
     factors: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-def in_order_of_cost(plan: ModelPlan) -> bool:
-    """Whether `sparsified` comes to the layers in another order than the plan has them."""
-    return sharing_group() is not None or any(layer.sharded for layer in plan.layers)
 
 
 def sparsified(
@@ -53,9 +50,13 @@ def sparsified(
     Raises:
         ValueError: a layer cannot be sparsified; names it.
     """
-    alone = list(calibrated) if isinstance(calibrated, Sequence) else []
     sharing = sharing_group()
-    shared = [one for one in alone if sharing is not None or one.layer.sharded]
+    if isinstance(calibrated, Calibrator) and calibrated.shares:
+        for layers in calibrated.waiting():
+            yield from _by_owners(plan, layers, seed, measure, sharing)
+        return
+    alone = list(calibrated) if isinstance(calibrated, Sequence) else []
+    shared = [Waiting(one.layer, one) for one in alone if sharing is not None or one.layer.sharded]
     if shared:
         group = group_of(one.layer.parameter for one in shared) or sharing
         yield from _by_owners(plan, shared, seed, measure, group)
@@ -75,15 +76,18 @@ def sparsified(
 
 
 def _by_owners(
-    plan: Plan, shared: Sequence[Calibrated], seed: int, measure: bool, group: Any
+    plan: Plan, shared: Sequence[Waiting], seed: int, measure: bool, group: Any
 ) -> Iterator[Done]:
     """Each layer is done by one process of a group, its result given to all."""
+    if not shared:
+        return
 
-    def ready(index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return shared[index].layer.matrices(), _kept(shared[index].layer)
+    def ready(index: int, owner: int) -> tuple[Calibrated, torch.Tensor, torch.Tensor | None]:
+        layer = shared[index].layer
+        return shared[index].ready(owner), layer.matrices(), _kept(layer)
 
-    def work(index: int, found: tuple[torch.Tensor, torch.Tensor | None]) -> Made:
-        done = _sparsify_one(plan, shared[index], *found, seed, measure)
+    def work(index: int, found: tuple[Calibrated, torch.Tensor, torch.Tensor | None]) -> Made:
+        done = _sparsify_one(plan, *found, seed, measure)
         bias = [] if done.bias is None else [done.bias]
         return Made([done.weight, *bias, *(done.factors or ())], (done.row, bool(bias)))
 

@@ -18,13 +18,14 @@ from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.forward import require_loaded
 from spectral_engine.calibration.input_moments import InputMoments
 from spectral_engine.calibration.request import Calibrated, Calibration, Request
+from spectral_engine.distributed.groups import is_first
 from spectral_engine.distributed.shards import is_sharded
 from spectral_engine.factored.model import drop_factors, hold_factors, reason_against_factors
 from spectral_engine.factored.modules import LowRankLayer
 from spectral_engine.layers.bias import add_to_bias, bias_of
 from spectral_engine.layers.find import Layer
 from spectral_engine.masking.model import keep_zeros
-from spectral_engine.pruning.layerwise import Done, in_order_of_cost, sparsified
+from spectral_engine.pruning.layerwise import Done, sparsified
 from spectral_engine.pruning.plan import ModelPlan, Plan, plan_model
 from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
 from spectral_engine.pruning.rollback import Save, restored_on_error
@@ -126,7 +127,7 @@ def _pruned(
     may_fail = source is not None or callable(progress) or measure or _may_fail(plan)
     guard = restored_on_error(done) if may_fail else nullcontext(_keep_nothing)
     try:
-        with guard as save, reporting(progress, "pruning", len(plan.layers)) as show:
+        with guard as save, reporting(is_first() and progress, "pruning", len(plan.layers)) as show:
             for layer, row in pruned_layers(plan, calibrated, seed, measure, save):
                 done.append(layer)
                 report.layers.append(row)
@@ -145,9 +146,6 @@ def _pruned(
             keep_zeros(done)
     order = {layer.name: place for place, layer in enumerate(plan.layers)}
     report.layers.sort(key=lambda row: order[row.name])  # calibration has an order of its own
-    if in_order_of_cost(plan):
-        places = {layer.name: place for place, layer in enumerate(plan.layers)}
-        report.layers.sort(key=lambda row: places[row.name])
     report.notes += [note] if note else []
     if isinstance(calibrated, Calibrator) and report.calibration is not None:
         report.calibration = replace(report.calibration, passes=calibrated.passes)

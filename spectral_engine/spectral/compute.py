@@ -138,7 +138,7 @@ def _by_owners(
 ) -> None:
     """Each weight is measured by one process of a group; where it is sharded, all gather it."""
 
-    def ready(index: int) -> torch.Tensor | None:
+    def ready(index: int, owner: int) -> torch.Tensor | None:
         return None if weights[index].sharded is None else weights[index].load()
 
     def work(index: int, whole: torch.Tensor | None) -> Made:

@@ -12,6 +12,8 @@ from spectral_engine.calibration.request import Calibration
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.checkpoints.atomic import check_replaceable
 from spectral_engine.checkpoints.rewrite import check_folders
+from spectral_engine.distributed.groups import sharing_group
+from spectral_engine.distributed.owners import by_first
 from spectral_engine.pruning.file import prune_tensors, refuse_low_rank
 from spectral_engine.pruning.model import as_calibration
 from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
@@ -97,6 +99,15 @@ def prune_file(
         return prune_tensors(
             source, target, recipe, sparsity, targets=targets, ignore=ignore, seed=seed,
             measure=measure, force=force, progress=progress,
+        )  # fmt: skip
+    if sharing_group() is not None:  # they would all write to the same folder
+        own = (recipe, sparsity)
+        return by_first(
+            lambda: prune_file(
+                source, target, *own, calibration=calibration, targets=targets, ignore=ignore,
+                seed=seed, measure=measure, force=force, resume=resume, max_memory=max_memory,
+                progress=progress,
+            )
         )  # fmt: skip
     start = time.perf_counter()
     boolean("force", force)

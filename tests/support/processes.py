@@ -16,6 +16,13 @@ def run_python(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+def free_port() -> int:
+    """A port of the loopback device that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 #: What a program of `on_processes` begins with.
 PROCESS = """
 import os, sys, warnings
@@ -38,9 +45,7 @@ def on_processes(count: int, program: str, *arguments: str, timeout: float = 300
         count: of processes, each with one thread.
         program: follows `PROCESS` and ends with `leave()`. arguments: for it.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
                 "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
     command = [sys.executable, "-W", "ignore", "-c", PROCESS + program]

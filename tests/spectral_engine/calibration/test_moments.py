@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectral_engine as se
-from spectral_engine.matrix.moments import PANEL, Accumulator
+from spectral_engine.matrix.sums import PANEL, Accumulator
 from tests.support.calibration_cases import (
     Mlp,
     batches,
@@ -93,7 +93,8 @@ class Peak(TorchDispatchMode):
     [None, se.BiasCorrection(), se.LeastSquares(), se.LeastSquares(bias_correction=True)],
 )
 def test_peak_memory(refit):
-    """Catches copies of the moments: two matrices of them are promised, beside the model."""
+    """Catches copies of the moments: three matrices of them are promised, beside the model; sums
+    in float64 are as large as two."""
     n = 1536
     model = nn.Sequential(nn.Linear(n, 256), nn.ReLU(), nn.Linear(256, n), nn.ReLU(),
                           nn.Linear(n, 64))  # fmt: skip
@@ -103,7 +104,7 @@ def test_peak_memory(refit):
             model, by_row(0.9, refit), calibration=se.Calibration(data, sequential=True),
             masks=False,
         )  # fmt: skip
-    assert n * n * 4 < peak.most <= 2 * n * n * 4 + (1 << 20)
+    assert n * n * 4 < peak.most <= 3 * n * n * 4 + (2 << 20)
 
 
 @pytest.mark.parametrize("features", [7, 96, 600])

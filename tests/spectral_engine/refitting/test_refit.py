@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spectral_engine as se
-from spectral_engine.matrix.moments import Accumulator, Moments
+from spectral_engine.matrix.moments import Moments
+from spectral_engine.matrix.sums import Accumulator
 from spectral_engine.recipe.refits import REFITS
 from spectral_engine.refitting import least_squares as least_squares_module
 from spectral_engine.refitting.alps import alps_mask

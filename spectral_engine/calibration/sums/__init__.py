@@ -1,0 +1,1 @@
+"""What a pass over the batches gathers, in one process or in several."""
