@@ -1,6 +1,6 @@
 """What the layers of a model see, gathered once, for any number of prunings of it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -154,7 +154,7 @@ def calibrate(
         max_bytes=max_bytes,
     )  # fmt: skip
     moments, unseen, few = {}, {}, {}
-    known = len(batches) if isinstance(batches, Sized) else None
+    known = len(batches) if isinstance(batches, list | tuple) else None
     with reporting(progress, "calibrating", known) as report, told_of_steps(_once(report)):
         for one in Calibrator(model, [Request(layer, None) for layer in layers], calibration):
             if one.moments is None:
