@@ -16,7 +16,7 @@ the copy puts out there, from the inputs that the pruned model has (GPTAQ, arXiv
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,7 +69,7 @@ from spectral_engine.calibration.sums.stage_sums import (
     each_waiting,
     shared_sums,
 )
-from spectral_engine.calibration.trace import Source, Trace, widest
+from spectral_engine.calibration.trace import Source, Trace
 from spectral_engine.distributed.groups import sharing_group
 from spectral_engine.distributed.owners import errors_of_all, gathered_objects, is_own
 from spectral_engine.distributed.shards import is_sharded, settle
@@ -180,7 +180,7 @@ class Calibrator:
         """
         trace = self._trace.fresh() if to_the_end else self._trace
         with evaluating(self.model), trace.watching(), errors_of_all(self._group):
-            for index, batch in self._copies(len(self._trace.batches), own=to_the_end):
+            for index, batch in self._copies(len(self._trace.batches), own=lambda: to_the_end):
                 start = time.perf_counter()
                 with trace.batch():
                     self._forward(self.model, index, batch)
@@ -287,11 +287,8 @@ class Calibrator:
             unfinished: the stages whose layers are still to be pruned.
         """
         stages = sorted(stages, key=stage_bytes)
-        most, scales = self.calibration.max_samples, self._trace.scales
-        sums = [
-            StageSum.of(one, widest(scales, one.sources), most, len(self._batches))
-            for one in stages
-        ]
+        most = self.calibration.max_samples
+        sums = [StageSum.of(stage, most, len(self._batches)) for stage in stages]
         keys = [source.key for stage in stages for source in stage.sources]
         end = self._trace.end_of(keys) if replays and not self._sharded else None
         known, place, trace = len(self._trace.batches), [0], self._trace.fresh()
@@ -306,21 +303,22 @@ class Calibrator:
             reference = None
             if dense is not None:
                 reference = stack.enter_context(DenseReference(dense, stages, end))
+            weigh, own = partial(_weights, self._positions), partial(is_own, group=self._group)
             for one in sums:
                 for source in one.stage.sources:
-                    hook = one.adding(source, partial(_weights, self._positions), reference, place)
+                    hook = one.adding(source, weigh, reference, place, own)
                     stack.enter_context(source.hooked(hook))
             if end is not None:
                 stack.enter_context(end.hooked(ending))
             if not replays:
                 stack.enter_context(trace.watching())
             stack.enter_context(errors_of_all(self._group))
-            for index, batch in self._copies(own=True):
+            for index, batch in self._copies(own=lambda: all(one.total.has_scale for one in sums)):
                 place[0] = index
                 with ExitStack() as here:
                     for replay in replays:
                         here.enter_context(replay.batch(index))
-                    if not replays and index >= known:
+                    if not replays and index >= known and own(index):
                         here.enter_context(trace.batch())
                     if reference is not None:
                         again = copied(batch, None)
@@ -358,16 +356,18 @@ class Calibrator:
                 seen.append(reference.seen)
         return len(seen[0]) == len(seen[1]) and all(map(torch.equal, *seen))
 
-    def _copies(self, start: int = 0, *, own: bool = False) -> Iterator[tuple[int, Any]]:
+    def _copies(
+        self, start: int = 0, *, own: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Any]]:
         """Copies of the batches from number `start` on, on the model's device.
 
         Args:
-            own: only this process's share, where several share them out.
+            own: whether, by now, only this process's share is wanted, where several share them out.
         """
         device = next((one.device for root in self._roots for one in root.parameters()), None)
         own_forward = self.calibration.forward is not None
         for number, given in enumerate(islice(self._batches, start, None), start):
-            if own and not is_own(number, self._group):
+            if own() and not is_own(number, self._group):
                 continue
             for index, batch in copies([given], device, own_forward, number):
                 self._positions.see(batch)

@@ -15,12 +15,8 @@ from torch import nn
 
 from spectral_engine.calibration.forward import Hook, hooked
 from spectral_engine.calibration.inputs import Call, Inputs
-from spectral_engine.distributed.shards import gathered
-from spectral_engine.matrix.sums import scale_of
 
 Key = tuple[int, str]
-#: About how many rows of a first call tell the scale of its features.
-_LOOKED_AT = 1024
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,6 @@ class Trace:
     count_rows: how many rows of a call's inputs count.
     batches: of each batch, the first and the last place of a source among its calls.
     calls, rows: of each source, over all batches.
-    scales: of the features of each source, with the number of the first batch in which it saw
-        other inputs than zeros.
     """
 
     sources: Mapping[Key, Source]
@@ -58,7 +52,6 @@ class Trace:
     batches: list[dict[Key, tuple[int, int]]] = field(default_factory=list)
     calls: Counter[Key] = field(default_factory=Counter)
     rows: Counter[Key] = field(default_factory=Counter)
-    scales: dict[Key, tuple[int, torch.Tensor]] = field(default_factory=dict)
     _alike: dict[Key, Counter[Key]] = field(default_factory=dict)
     _seeing: bool = False
     _place: int = 0
@@ -85,8 +78,8 @@ class Trace:
 
     @property
     def reached_all(self) -> bool:
-        """Whether every source has been called, with inputs that tell their scale."""
-        return self.sources.keys() <= self.scales.keys()
+        """Whether every source has been called."""
+        return self.sources.keys() <= self.calls.keys()
 
     def place(self, key: Key) -> tuple[int, int]:
         """The batch in which a source was called first, and its first place there."""
@@ -100,23 +93,12 @@ class Trace:
             if not source.inputs.after:  # else nobody else has them
                 self._compare(source, found)
             key, seen = source.key, self.batches[-1]
-            if key not in self.scales:
-                self._note_scale(source, found)
             seen[key] = (seen.get(key, (self._place, 0))[0], self._place)
             self._place += 1
             self.calls[key] += 1
             self.rows[key] += self.count_rows(source, found)
 
         return hook
-
-    def _note_scale(self, source: Source, found: torch.Tensor) -> None:
-        count = source.inputs.count(found)
-        if count:
-            index = torch.arange(0, count, -(-count // _LOOKED_AT), device=found.device)
-            parts = list(source.inputs.rows(gathered(found), index))
-            scale = scale_of(torch.cat(parts, -2)) if parts else None
-            if scale is not None:
-                self.scales[source.key] = len(self.batches) - 1, scale.cpu()
 
     def fresh(self) -> "Trace":
         """One of the same sources that has seen nothing yet."""
@@ -129,7 +111,6 @@ class Trace:
             "batches": [{places[key]: ends for key, ends in seen.items()} for seen in self.batches],
             "calls": {places[key]: count for key, count in self.calls.items()},
             "rows": {places[key]: count for key, count in self.rows.items()},
-            "scales": {places[key]: scale for key, scale in self.scales.items()},
             "alike": {
                 places[key]: {places[other]: count for other, count in found.items()}
                 for key, found in self._alike.items()
@@ -144,11 +125,7 @@ class Trace:
         """
         keys, first = list(self.sources), len(self.batches)
         batches = [iter(one["batches"]) for one in told]
-        scales: dict[int, tuple[int, torch.Tensor]] = {}
-        for number, one in enumerate(told):
-            own = range(first + (number - first) % len(told), first + 10**9, len(told))
-            for key, (place, scale) in one["scales"].items():
-                scales[key] = min(scales.get(key, (10**9, scale)), (own[place], scale), key=_first)
+        for one in told:
             self.calls.update({keys[key]: count for key, count in one["calls"].items()})
             self.rows.update({keys[key]: count for key, count in one["rows"].items()})
             for key, found in one["alike"].items():
@@ -157,8 +134,6 @@ class Trace:
         for place in range(first, first + sum(len(one["batches"]) for one in told)):
             seen = next(batches[place % len(told)])
             self.batches.append({keys[key]: ends for key, ends in seen.items()})
-        for key, known in scales.items():
-            self.scales.setdefault(keys[key], known)
 
     def _compare(self, source: Source, found: torch.Tensor) -> None:
         """Note whether the inputs are also those of the call before, not changed since."""
@@ -204,15 +179,3 @@ class Trace:
                 if best is None or place < best[0]:
                     best = place, source
         return None if best is None else best[1]
-
-
-def widest(
-    scales: Mapping[Key, tuple[int, torch.Tensor]], sources: Iterable[Source]
-) -> torch.Tensor | None:
-    """The largest scale of each feature among some sources; None where all saw zeros alone."""
-    found = [scales[source.key][1] for source in sources if source.key in scales]
-    return torch.stack(found).amax(0) if found else None
-
-
-def _first(known: tuple[int, torch.Tensor]) -> int:
-    return known[0]

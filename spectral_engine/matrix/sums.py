@@ -3,7 +3,7 @@
 Sums of floating-point numbers hang on their order, and so would what is pruned by them on how many
 processes share the batches. Here every part's contribution is rounded to one grid, and sums of
 multiples of it are exact in float64. The grid is fixed beforehand: features are scaled by powers of
-two to a root mean square of about one, of which the scale of the first batch is enough.
+two to a root mean square of about one, as it is in the first samples.
 """
 
 import math
@@ -36,8 +36,8 @@ def scale_of(samples: torch.Tensor) -> torch.Tensor | None:
     """
     rms = samples.double().square().mean(-2).sqrt()
     there = torch.isfinite(rms) & (rms > 0)
-    if not bool(there.any()):
-        return None
+    if not bool(there.any()):  # NaN and infinity are for the moments to show
+        return None if not bool(rms.count_nonzero()) else torch.ones_like(rms)
     rms = torch.where(there, rms.clamp(min=_LEAST_SCALE * float(rms[there].max())), 1.0)
     typical = float(rms[there].median())
     exponents = torch.where(there, rms, typical).log2().ceil()
@@ -53,7 +53,7 @@ class Accumulator:
     Args:
         features, batch, dtype, device: of the inputs: n, of a stack of b matrices or None.
         scale: a power of two for each feature, (n,) or (b, n); see `scale_of`. None takes that of
-            the first part that is added.
+            the first part that is not all zero.
         rows: about how many samples will come.
     """
 
@@ -93,9 +93,13 @@ class Accumulator:
             dense: the same samples in the dense model.
             weights: (N,), how much each counts; None for 1.
         """
+        self.count += samples.shape[-2]
+        self._weights.append(
+            float(samples.shape[-2]) if weights is None else float(weights.double().sum())
+        )
+        self.learn(samples)
         if self._scale is None:
-            found = scale_of(samples)
-            self._scale = torch.ones_like(self._sum) if found is None else found
+            return  # nothing but zeros
         inverse = (1.0 / self._scale).to(self._dtype)[..., None, :]
         x = samples.to(self._second.device, self._dtype) * inverse
         w = None if weights is None else weights.to(x)[:, None]
@@ -105,10 +109,6 @@ class Accumulator:
                 panel = self._second[..., start : start + PANEL, start:]
                 panel += self._rounded(x[..., start : start + PANEL].mT @ weighed[..., start:])
             self._sum += self._rounded(weighed.sum(-2, dtype=torch.float64))
-            self.count += x.shape[-2]
-            self._weights.append(
-                float(x.shape[-2]) if weights is None else float(weights.double().sum())
-            )
             if dense is not None:
                 y = dense.to(x) * inverse
                 self._require_cross()
@@ -117,6 +117,17 @@ class Accumulator:
                     panel += self._rounded(y[..., start : start + PANEL].mT @ weighed)
                 other = y if w is None else y * w
                 self._dense_sum += self._rounded(other.sum(-2, dtype=torch.float64))
+
+    def learn(self, samples: torch.Tensor) -> None:
+        """Take the features' scale of the first samples that are not all zero, and add nothing."""
+        if self._scale is None:
+            found = scale_of(samples)
+            self._scale = None if found is None else found.to(self._second.device)
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the features' scale is known."""
+        return self._scale is not None
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
         """Values rounded to the grid, whatever is summed already."""
@@ -163,8 +174,10 @@ class Accumulator:
 
     def moments(self) -> Moments | None:
         """The moments, or None where there were no samples. It consumes the sums: call it once."""
-        if self.count == 0 or self._scale is None:
+        if self.count == 0:
             return None
+        if self._scale is None:
+            self._scale = torch.ones_like(self._sum)
         for start in range(0, self._shape[-1], PANEL):
             stop = start + PANEL
             panel = self._second[..., start:stop, stop:]

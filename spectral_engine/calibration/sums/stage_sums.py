@@ -38,31 +38,30 @@ class StageSum:
     reached: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(
-        cls, stage: Stage, scale: torch.Tensor | None, most: int | None, batches: int
-    ) -> "StageSum":
+    def of(cls, stage: Stage, most: int | None, batches: int) -> "StageSum":
         """Empty sums.
 
         Args:
-            scale: of the inputs' features; None of inputs that are all zero.
             most: samples that are taken at most. batches: how many there are.
         """
         rows = stage.rows if most is None else min(stage.rows, most)
-        n, batch, dtype, device = features_of(stage)
-        if scale is None:
-            scale = torch.ones(n if batch is None else (batch, n))
-        total = Accumulator(n, batch, dtype, device, scale, rows)
+        total = Accumulator(*features_of(stage), rows=rows)
         return cls(stage, total, Sample(stage.name, stage.rows, most), batches)
 
     def adding(
-        self, source: Source, weigh: Weigh, reference: DenseReference | None, place: list[int]
+        self,
+        source: Source,
+        weigh: Weigh,
+        reference: DenseReference | None,
+        place: list[int],
+        is_own: Callable[[int], bool],
     ) -> Hook:
-        """A hook that adds a call's inputs.
+        """A hook that adds a call's inputs; or learns their scale, in another process's batch.
 
         Args:
             source: where it is. weigh: gives the weight of each row, None if all count alike.
             reference: the dense model, if its inputs are gathered too.
-            place: the number of the batch that runs.
+            place: the number of the batch that runs. is_own: whether it is this process's.
         """
         layer, inputs = self.stage.layers[0], source.inputs
         n = layer.matrix_shape[-1]
@@ -76,7 +75,8 @@ class StageSum:
             other = reference.next_inputs(source, found) if reference and paired else None
             weights, count = weigh(source, found), inputs.count(found)
             index, chosen = rows_taken(weights, count, self.sample, found.device, place[0])
-            if count and (weights is None or bool(weights.any())):
+            own = is_own(place[0])
+            if own and count and (weights is None or bool(weights.any())):
                 self.reached.add(place[0])
             dense = None if other is None else inputs.rows(other, index)
             for part in inputs.rows(found, index):
@@ -85,7 +85,9 @@ class StageSum:
                         f"calibration: expected {n} input features at {layer.name}; "
                         f"got {part.shape[-1]}"
                     )
-                if part.shape[-2]:
+                if part.shape[-2] and not own:
+                    self.total.learn(part)
+                elif part.shape[-2]:
                     self.total.add(part, None if dense is None else next(dense), chosen)
 
         return hook
