@@ -136,5 +136,6 @@ def require_loaded(model: nn.Module) -> None:
         if parameter.is_meta:
             raise ValueError(
                 f"calibration: {name} is on the meta device: offloaded, or not loaded yet; expected"
-                " all weights in memory, as from_pretrained without device_map loads them"
+                " all weights in memory, as from_pretrained without device_map loads them; or prune"
+                " the folder on disk, one block in memory, by prune_file(IN, OUT, calibration=...)"
             )

@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from spectral_engine.distributed.shards import gathered
 from spectral_engine.layers.find import Layer
-from spectral_engine.layers.storage import require_writable
+from spectral_engine.layers.storage import require_writable, without_values
 
 #: The kernels score in float32.
 LARGEST = torch.finfo(torch.float32).max
@@ -34,7 +34,7 @@ def require_ready(layers: Sequence[Layer], masked: Container[int] = ()) -> None:
                 "are initialised"
             )
         if weight.is_meta:
-            raise ValueError(f"model: {layer.name} is on the meta device; load its weights first")
+            raise ValueError(f"model: {layer.name} {without_values(layer.module)}")
         entries = layer.entries(gathered(weight))
         check_weight(entries, f"model: {layer.name}")
         low, high = torch.aminmax(entries)

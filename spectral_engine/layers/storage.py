@@ -8,6 +8,7 @@ refused here with their kind and a way out.
 from collections.abc import Hashable, Iterable, Sequence
 
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from spectral_engine.distributed.shards import here, is_sharded, obstacle_to_gathering
@@ -42,6 +43,22 @@ def obstacle(weight: torch.Tensor) -> str | None:
     if not is_lazy(weight) and weight.layout != torch.strided:
         return f"has the layout {weight.layout}; put weight.to_dense() in its place, {_IGNORE}"
     return None
+
+
+def without_values(module: nn.Module) -> str:
+    """Why a weight of a module on the meta device has no values, as the end of a sentence about it.
+
+    A module that accelerate keeps on the host or the disk has a hook of its own that says so.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    if any(getattr(one, "offload", False) is True for one in hooks):
+        return (
+            "is offloaded by accelerate and loaded for each forward pass alone; prune the folder "
+            "on disk by prune_file(IN, OUT), which holds one tensor or one block at a time, or load "
+            "the model without offloading"
+        )
+    return "is on the meta device; load its weights first"
 
 
 def memory_of(weight: torch.Tensor) -> Hashable:

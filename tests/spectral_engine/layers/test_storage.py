@@ -1,6 +1,7 @@
 """Weights that are the same memory, and weights whose memory cannot be changed entry by entry."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,3 +214,14 @@ def test_weights_side_by_side_in_one_memory_are_no_overlap():
     model[0].weight, model[1].weight = nn.Parameter(whole[:, :8]), nn.Parameter(whole[:, 8:])
     assert len(se.prune(model, sparsity=0.5).layers) == 2
     assert int((whole != 0).sum()) == 48
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_offloaded_model_is_refused_with_the_way_out(several):
+    """Catches a model that accelerate holds on the disk, for which no weights can be loaded, told
+    to load them."""
+    model = nn.Sequential(nn.Linear(8, 4, device="meta"), nn.Linear(4, 2))
+    hook = SimpleNamespace(offload=True)
+    model[0]._hf_hook = SimpleNamespace(hooks=[hook]) if several else hook
+    with pytest.raises(ValueError, match=r"0.weight is offloaded by accelerate .*prune_file"):
+        se.prune(model, sparsity=0.5)
