@@ -55,8 +55,8 @@ def without_values(module: nn.Module) -> str:
     if any(getattr(one, "offload", False) is True for one in hooks):
         return (
             "is offloaded by accelerate and loaded for each forward pass alone; prune the folder "
-            "on disk by prune_file(IN, OUT), which holds one tensor or one block at a time, or load "
-            "the model without offloading"
+            "on disk by prune_file(IN, OUT), which holds one tensor or one block at a time, or "
+            "load the model without offloading"
         )
     return "is on the meta device; load its weights first"
 
