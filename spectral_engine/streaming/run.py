@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral_engine._util.memory import trim_heap
 from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.request import UNREACHED, Calibrated, Calibration, Request
 from spectral_engine.calibration.stages import sources_of
@@ -113,6 +114,7 @@ class Streaming:
                         "passes": passes,
                     }
                 )
+                trim_heap()
                 for place in range(step):
                     if not any(place in survey.needs[later] for later in range(step + 1, last + 1)):
                         shelf.forget(place)
