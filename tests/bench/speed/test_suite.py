@@ -34,10 +34,12 @@ RATIOS = {"reference", "ratio_copy", "ratio_copy_new", "seconds", "copy_seconds"
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `pytest --benchmark` writes of the operations for one tiny size."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
+    # A worker of pytest-xdist says so in its environment, and benchmarks are left out there.
+    inherited = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     options = ["--benchmark", "-q", "-k", "float32", f"--benchmark-json={path}"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, SUITE],
-        cwd=ROOT, env=os.environ | {"BENCH_SIZES": str(SIZE)}, capture_output=True, text=True,
+        cwd=ROOT, env=inherited | {"BENCH_SIZES": str(SIZE)}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
