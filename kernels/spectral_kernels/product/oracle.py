@@ -3,13 +3,12 @@
 Products and sums are one rounding each time (a fused multiply-add), float32, float64 where the
 values are; shorter formats become float32 first, which is exact. There are two orders:
 
-by column   up to three right-hand sides, more than an eighth of the entries stored. A row has 32
-            sums, all 0 at first. Column after column, the product of a stored value and x is added
-            to sum (column mod 32). Then the upper half of the sums is added to the lower, 16, 8,
-            4, 2 and 1.
-by stored   from four right-hand sides on, or where at most an eighth is stored. A row has four
-            sums. In each tile of 1,024 columns, stored value j of the tile, from 0 on, is added to
-            sum (j mod 4). Then the last two sums are added to the first two, and these together.
+by column   up to three right-hand sides. A row has 32 sums, all 0 at first. Column after column,
+            the product of a stored value and x is added to sum (column mod 32). Then the upper
+            half of the sums is added to the lower, 16, 8, 4, 2 and 1.
+by stored   from four right-hand sides on. A row has four sums. In each tile of 1,024 columns,
+            stored value j of the tile, from 0 on, is added to sum (j mod 4). Then the last two
+            sums are added to the first two, and these together.
 
 At the end 0 is added, which turns -0 into 0. From 17 right-hand sides on, a matrix with more than
 half of its entries stored is multiplied by the BLAS, whose order is its own.
@@ -21,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 32
-#: "By stored": from so many right-hand sides on, or up to this share of entries stored.
-SIDES_BY_STORED, SHARE_BY_STORED = 4, 0.125
+#: "By stored" from so many right-hand sides on.
+SIDES_BY_STORED = 4
 SUMS, TILE = 4, 1024
 
 Floats = NDArray[np.floating]
@@ -46,8 +45,7 @@ def product(A: Floats, X: Floats) -> Floats:
     """X (k, n) A^T, (k, m): float64 if A is, else float32. Slow: small matrices only."""
     wide = np.float64 if A.dtype == np.float64 else np.float32
     stored = A.view(f"u{A.itemsize}") != 0
-    by_stored = X.shape[0] >= SIDES_BY_STORED or stored.sum() <= SHARE_BY_STORED * A.size
-    if by_stored:
+    if X.shape[0] >= SIDES_BY_STORED:
         tiles = [stored[:, j : j + TILE].cumsum(axis=1) for j in range(0, A.shape[1], TILE)]
         sums, home = SUMS, (np.concatenate(tiles, axis=1) - 1) % SUMS
     else:

@@ -78,8 +78,7 @@ class Runner:
         # The odd 16 keep right-hand sides off each other's places in the cache.
         self._stride = -(-self._n // 64) * 64 + 16
         share = self._words.size / (self._m * self._n)
-        #: Right-hand sides from which stored values are taken one after another; and to which.
-        self._from = oracle.SIDES_BY_STORED if share > oracle.SHARE_BY_STORED else 1
+        #: Right-hand sides for which stored values are no longer taken one after another.
         self._to = _BLAS_SIDES if share > _BLAS_SHARE and self._way != PLAIN else sys.maxsize
         floats = self._words if self._kind != plain.NATIVE else self._words.view(self._sum)
         self._stored = (
@@ -129,12 +128,12 @@ class Runner:
         """Y (sides, m), flat, of the right-hand sides at an address, by the way that is best."""
         alone = self._threads == 1 or on_one_thread()
         Y = np.empty(sides * self._m, self._sum)
-        if self._from <= sides < self._to:
+        if oracle.SIDES_BY_STORED <= sides < self._to:
             return self._by_stored(address, like, kind, sides, Y, alone)
         X, stride = self._room(sides * self._stride), self._stride
         if self._way == PLAIN:
             finite = kernels.load_at(address, like, kind, self._n, X, stride, sides) and False
-        elif sides < self._from:
+        elif sides < oracle.SIDES_BY_STORED:
             rows = (address, like, kind, *self._rows, X, stride, Y, sides)
             finite = (
                 kernels.product(*rows) if alone else self._in_threads(kernels.shared_product, rows)
@@ -152,7 +151,7 @@ class Runner:
         self, address: int, like: Any, kind: int, sides: int, Y: Any, alone: bool
     ) -> Any:
         """Y, from stored values one after another; infinities in x meet no others."""
-        width = 1 if sides == 1 else 8 if sides <= 8 else 16
+        width = 8 if sides <= 8 else 16
         X = self._room(-(-sides // width) * width * self._n)
         given = (address, like, kind, *self._stored, width, X, Y, sides)
         if alone:
