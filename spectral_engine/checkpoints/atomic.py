@@ -80,7 +80,7 @@ def replacing_file(target: Path, *, force: bool, like: Path | None = None) -> It
         finally:
             with shielded():
                 remove(path)
-    _sync_folder(target.parent)
+    sync(target.parent)
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def replacing_folder(target: Path, *, like: Path, force: bool) -> Iterator[Path]
             lock.enter_context(held(path))
             with naming(target):
                 yield path
-            _sync_folder(path)
+            sync(path)
             with shielded():
                 if force and os.path.lexists(target):
                     _replace_folder(path, target)
@@ -146,13 +146,13 @@ def _to_free(path: Path, target: Path) -> None:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise _exists(target) from None
         raise
-    _sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _replace_folder(path: Path, target: Path) -> None:
     """Put a folder in the place of another one, which is left under the temporary name."""
     if exchange(path, target):
-        _sync_folder(target.parent)
+        sync(target.parent)
         return
     aside = temporary(target, REPLACED)
     with ExitStack() as stack:
@@ -164,7 +164,7 @@ def _replace_folder(path: Path, target: Path) -> None:
         finally:
             if os.path.lexists(aside) and not os.path.lexists(target):
                 os.rename(aside, target)
-        _sync_folder(target.parent)
+        sync(target.parent)
         remove(aside)
 
 
@@ -172,8 +172,8 @@ def _exists(target: Path) -> FileExistsError:
     return FileExistsError(f"{target} exists already; force=True (--force) would replace it")
 
 
-def _sync_folder(path: Path) -> None:
-    """Make renames in a folder durable, where the system lets a folder be opened."""
+def sync(path: Path) -> None:
+    """See a file, or the names in a folder, to the disk, where the system lets one."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)

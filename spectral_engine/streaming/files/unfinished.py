@@ -11,7 +11,6 @@ the disk: whatever kills a run, at most the step that it was at is done again.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spectral_engine.checkpoints.atomic import new_folder, replacing_file
+from spectral_engine.checkpoints.atomic import new_folder, replacing_file, sync
 from spectral_engine.checkpoints.leftovers import held_alone, remove, unfinished
 
 Resume = Literal["auto", "required", "never"]
@@ -59,12 +58,12 @@ class Unfinished:
         remove(path)
         if tensors:
             save_file(dict(tensors), path)
-            _sync(path)
+            sync(path)
 
     def commit(self, state: Mapping[str, Any]) -> None:
         """A step is done: this is the state from which another run goes on."""
-        _sync(self.outputs)
-        _sync(self._path)
+        sync(self.outputs)
+        sync(self._path)
         _write_json(self._path / "state.json", state)
         self.state = dict(state)
 
@@ -172,14 +171,3 @@ def _read_json(path: Path) -> Any:
 def _write_json(path: Path, value: Any) -> None:
     with replacing_file(path, force=True) as file:
         file.write(json.dumps(value).encode())
-
-
-def _sync(path: Path) -> None:
-    """See a file, or the names in a folder, to the disk, where the system lets one."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

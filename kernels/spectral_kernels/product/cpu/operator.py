@@ -126,40 +126,33 @@ class Runner:
 
     def _product(self, address: int, like: Any, kind: int, sides: int) -> Any:
         """Y (sides, m), flat, of the right-hand sides at an address, by the way that is best."""
-        alone = self._threads == 1 or on_one_thread()
         Y = np.empty(sides * self._m, self._sum)
         if oracle.SIDES_BY_STORED <= sides < self._to:
-            return self._by_stored(address, like, kind, sides, Y, alone)
-        X, stride = self._room(sides * self._stride), self._stride
-        if self._way == PLAIN:
-            finite = kernels.load_at(address, like, kind, self._n, X, stride, sides) and False
-        elif sides < oracle.SIDES_BY_STORED:
-            rows = (address, like, kind, *self._rows, X, stride, Y, sides)
-            finite = (
-                kernels.product(*rows) if alone else self._in_threads(kernels.shared_product, rows)
-            )
+            width = 8 if sides <= 8 else 16
+            X = self._room(-(-sides // width) * width * self._n)
+            given = (address, like, kind, *self._stored, width, X, Y, sides)
+            # Infinities in x meet stored values only.
+            self._run(kernels.by_stored, kernels.shared_by_stored, given)
         else:
-            finite = kernels.load_at(address, like, kind, self._n, X, stride, sides)
-            if finite:
-                self._by_tiles(X, Y, sides)
-        if not finite:
-            self._plainly(X, Y, sides)
+            X, stride = self._room(sides * self._stride), self._stride
+            if self._way != PLAIN and sides < oracle.SIDES_BY_STORED:
+                rows = (address, like, kind, *self._rows, X, stride, Y, sides)
+                done = self._run(kernels.product, kernels.shared_product, rows)
+            else:
+                finite = kernels.load_at(address, like, kind, self._n, X, stride, sides)
+                done = finite and self._way != PLAIN
+                if done:
+                    self._by_tiles(X, Y, sides)
+            if not done:
+                self._plainly(X, Y, sides)
         self._spare.append(X)
         return Y
 
-    def _by_stored(
-        self, address: int, like: Any, kind: int, sides: int, Y: Any, alone: bool
-    ) -> Any:
-        """Y, from stored values one after another; infinities in x meet no others."""
-        width = 8 if sides <= 8 else 16
-        X = self._room(-(-sides // width) * width * self._n)
-        given = (address, like, kind, *self._stored, width, X, Y, sides)
-        if alone:
-            kernels.by_stored(*given)
-        else:
-            self._in_threads(kernels.shared_by_stored, given)
-        self._spare.append(X)
-        return Y
+    def _run(self, kernel: Any, shared_kernel: Any, given: tuple[Any, ...]) -> Any:
+        """Run a kernel on one thread, or its twin in as many as the matrix is worth."""
+        if self._threads == 1 or on_one_thread():
+            return kernel(*given)
+        return self._in_threads(shared_kernel, given)
 
     def _in_threads(self, kernel: Any, given: tuple[Any, ...]) -> Any:
         """Run a kernel with the threads that the matrix is worth."""
