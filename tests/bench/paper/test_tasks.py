@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import spectral_engine as se
+import spectral_engine_cli as cli
 from bench import tidy
 from bench.paper.reporting import correlations
 from bench.paper.reporting.output import Result
@@ -26,7 +27,6 @@ from bench.paper.training import loop as training
 from bench.quality.networks import efficientnet
 from bench.quality.networks.network import Network
 from bench.tables import Table
-from spectral_engine import cli
 
 # Each task
 

@@ -14,14 +14,14 @@ from spectral_kernels import LAW_NAMES
 
 import spectral_engine as se
 from spectral_engine._util.threads import one_thread
-from spectral_engine.cli import main
 from spectral_engine.demo import run, story
 from spectral_engine.demo.lenet import load_pretrained
 from spectral_engine.demo.plots import plot_accuracy, plot_spectrum
 from spectral_engine.recipe.methods import METHODS
+from spectral_engine_cli import main
 
-# `spectral_engine.cli.demo` is the command, which stands before its module.
-demo_command = importlib.import_module("spectral_engine.cli.demo")
+# `spectral_engine_cli.demo` is the command, which stands before its module.
+demo_command = importlib.import_module("spectral_engine_cli.demo")
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,7 @@ def test_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(story, "WAYS", story.WAYS[:2])
     monkeypatch.setattr(story, "SPARSITIES", (0.9,))
     monkeypatch.setattr(story.Story.gains, "__defaults__", (64,))
-    monkeypatch.setattr(demo_command, "SPARSITIES", (0.9,))
-    monkeypatch.setattr(demo_command, "SETTINGS", run.SETTINGS[:2])
+    monkeypatch.setattr(run, "SPARSITIES", (0.9,))
     monkeypatch.setattr(run, "SETTINGS", run.SETTINGS[:2])
     (tmp_path / "file").write_text("x")
     ways = [way.label for way in story.WAYS]

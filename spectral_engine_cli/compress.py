@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spectral_engine.cards.model_card import write_model_card
-from spectral_engine.cli.options import (
+from spectral_engine_cli.options import (
     AsJson,
     Ignore,
     ModelCard,
@@ -16,7 +15,6 @@ from spectral_engine.cli.options import (
     require_report,
     show,
 )
-from spectral_engine.compression import file as files
 
 Force = Annotated[bool, typer.Option("--force", help="replace an existing OUT")]
 Output = Annotated[
@@ -39,6 +37,9 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Write a pruned weight file or Hugging Face folder without its zeros; values stay the same."""
+    from spectral_engine.cards.model_card import write_model_card
+    from spectral_engine.compression import file as files
+
     require_report(report_file)
     require_card(model_card, source)
     report = files.compress_file(
@@ -59,5 +60,7 @@ def decompress(
     force: Force = False,
 ) -> None:
     """Write a compressed weight file or folder with its zeros, as it was before."""
+    from spectral_engine.compression import file as files
+
     files.decompress_file(source, output, force=force)
     typer.echo(f"wrote {output}")

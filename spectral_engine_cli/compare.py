@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spectral_engine.cli.options import AsJson, Ignore, ReportFile, Targets, require_report, show
-from spectral_engine.spectral import compare as comparison
+from spectral_engine_cli.options import AsJson, Ignore, ReportFile, Targets, require_report, show
 
 
 def compare(
@@ -23,6 +22,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """How far pruning moved each weight: its norms, singular values and leading subspaces."""
+    from spectral_engine.spectral import compare as comparison
+
     require_report(report_file)
     found = comparison.compare(dense, pruned, rank, targets=targets or None, ignore=ignore or None)
     show(found, report_file, as_json)

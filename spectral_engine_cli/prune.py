@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spectral_engine.cards.model_card import write_model_card
-from spectral_engine.cli.options import (
+from spectral_engine_cli.names import PRESETS
+from spectral_engine_cli.options import (
     AsJson,
     Ignore,
     ModelCard,
@@ -20,12 +20,6 @@ from spectral_engine.cli.options import (
     show,
     size_of,
 )
-from spectral_engine.compression.file import compressing
-from spectral_engine.distributed.groups import is_first
-from spectral_engine.distributed.launch import is_first_launched, is_launched, launched
-from spectral_engine.recipe.presets import PRESETS, recipe_of_text
-from spectral_engine.streaming.api import estimate_file, prune_file
-from spectral_engine.streaming.texts import token_batches
 
 
 class Resume(StrEnum):
@@ -101,6 +95,14 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
+    from spectral_engine.cards.model_card import write_model_card
+    from spectral_engine.compression.file import compressing
+    from spectral_engine.distributed.groups import is_first
+    from spectral_engine.distributed.launch import is_first_launched, is_launched, launched
+    from spectral_engine.recipe.presets import recipe_of_text
+    from spectral_engine.streaming.api import estimate_file, prune_file
+    from spectral_engine.streaming.texts import token_batches
+
     require_report(report_file)
     require_card(model_card, source)
     chosen = recipe_of_text(recipe)

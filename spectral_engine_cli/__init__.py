@@ -1,18 +1,21 @@
-"""The command line `spectral-engine`; each command is a module beside this one."""
+"""The command line `spectral-engine`; each command is a module beside this one.
+
+It stands apart from `spectral_engine`, whose import takes seconds of PyTorch: commands import what
+they need when they run, so that help and a shell's completion answer at once.
+"""
 
 import sys
 
 import typer
 from rich.console import Console
 
-from spectral_engine import __version__
-from spectral_engine.cli.compare import compare
-from spectral_engine.cli.compress import compress, decompress
-from spectral_engine.cli.demo import demo
-from spectral_engine.cli.profile import profile
-from spectral_engine.cli.prune import prune
-from spectral_engine.cli.reproduce import reproduce
-from spectral_engine.cli.spectrum import spectrum
+from spectral_engine_cli.compare import compare
+from spectral_engine_cli.compress import compress, decompress
+from spectral_engine_cli.demo import demo
+from spectral_engine_cli.profile import profile
+from spectral_engine_cli.prune import prune
+from spectral_engine_cli.reproduce import reproduce
+from spectral_engine_cli.spectrum import spectrum
 
 app = typer.Typer(
     name="spectral-engine",
@@ -32,6 +35,8 @@ app.command()(reproduce)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from spectral_engine import __version__
+
         Console().print(__version__, highlight=False)
         raise typer.Exit
 

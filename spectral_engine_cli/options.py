@@ -3,13 +3,13 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from spectral_engine._util.text import WIDTH
-from spectral_engine.pages.report import Report, require_page
+if TYPE_CHECKING:
+    from spectral_engine.pages.report import Report
 
 Targets = Annotated[
     list[str] | None, typer.Option(help="only these: globs or 're:...'; repeatable")
@@ -70,14 +70,18 @@ def require_report(path: Path | None) -> None:
         ValueError, OSError: see `require_page`.
     """
     if path is not None:
+        from spectral_engine.pages.report import require_page
+
         try:
             require_page(path)
         except ValueError as error:
             raise ValueError(str(error).replace("path", "report", 1)) from error
 
 
-def show(report: Report, page: Path | None, as_json: bool, **more: Any) -> None:
+def show(report: "Report", page: Path | None, as_json: bool, **more: Any) -> None:
     """Print a report as a table or, with `more`, as JSON, and write its page if one is wanted."""
+    from spectral_engine._util.text import WIDTH
+
     if page is not None:
         report.to_html(page)
     if as_json:

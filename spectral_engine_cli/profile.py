@@ -5,22 +5,19 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spectral_engine._util.checks import number, one_of
-from spectral_engine.checkpoints.atomic import replacing_file
-from spectral_engine.cli.options import AsJson, require_writable
-from spectral_engine.profiling.device import pick_device
-from spectral_engine.profiling.records import DTYPES, Profile, ProfileCase
-from spectral_engine.profiling.run import profile_cases, profile_model, trace
-from spectral_engine.profiling.shapes import MODELS
-from spectral_engine.profiling.sparse import SparseMeasurement, profile_sparse
-from spectral_engine.recipe.methods import METHODS, Aligned, Principal
+from spectral_engine_cli.names import DTYPES, METHODS, MODELS
+from spectral_engine_cli.options import AsJson, require_writable
+
+if TYPE_CHECKING:
+    from spectral_engine.profiling.records import Profile, ProfileCase
+    from spectral_engine.profiling.sparse import SparseMeasurement
 
 #: Narrower, the table would lose its columns.
 TABLE_WIDTH = 120
@@ -75,6 +72,13 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Time, bandwidth and memory of sparsification on this device, beside a copy of the matrix."""
+    from spectral_engine._util.checks import number, one_of
+    from spectral_engine.checkpoints.atomic import replacing_file
+    from spectral_engine.profiling import shapes
+    from spectral_engine.profiling.device import pick_device
+    from spectral_engine.profiling.run import profile_cases, profile_model, trace
+    from spectral_engine.profiling.sparse import profile_sparse
+
     chosen = pick_device(device)
     if sparse:
         given = {
@@ -102,7 +106,7 @@ def profile(
         number("density", one, above=0.0, most=1.0, meaning="the fraction kept,")
     methods = method or ["magnitude", "randomized", "principal"]
     if model is not None:
-        one_of("model", model, MODELS)
+        one_of("model", model, shapes.MODELS)
         many = [given for given in (shape, dtype, method, rank, density) if given]
         if shape or trace_file or repeats is not None or any(len(given) > 1 for given in many):
             raise ValueError(
@@ -118,7 +122,7 @@ def profile(
         errors.print(SPINNING, soft_wrap=True, highlight=False)
     if model is not None:
         found = profile_model(
-            MODELS[model],
+            shapes.MODELS[model],
             methods[0],
             1.0 - kept[0],
             chosen,
@@ -135,7 +139,7 @@ def profile(
         with replacing_file(output, force=True) as file:
             file.write((json.dumps(found.to_dict(), indent=1) + "\n").encode())
     if plot is not None:
-        from spectral_engine.profiling.roofline import plot_roofline  # noqa: PLC0415 (loads Matplotlib)
+        from spectral_engine.profiling.roofline import plot_roofline
 
         plot_roofline(found, plot)
     if as_json:
@@ -149,7 +153,9 @@ def profile(
             typer.echo(f"wrote {path}")
 
 
-def _show_sparse(rows: list[SparseMeasurement], output: Path | None, as_json: bool) -> None:
+def _show_sparse(rows: "list[SparseMeasurement]", output: Path | None, as_json: bool) -> None:
+    from spectral_engine.checkpoints.atomic import replacing_file
+
     text = json.dumps([row.to_dict() for row in rows], indent=None if as_json else 1)
     if output is not None:
         with replacing_file(output, force=True) as file:
@@ -184,11 +190,14 @@ def sweep(
     methods: list[str],
     ranks: list[int] | None,
     densities: list[float],
-) -> list[ProfileCase]:
+) -> "list[ProfileCase]":
     """Every combination of these as a case; ranks only where the method has one."""
+    from spectral_engine.profiling.records import ProfileCase
+    from spectral_engine.recipe import methods as known
+
     cases = []
     for shape, dtype, method, density in itertools.product(shapes, dtypes, methods, densities):
-        needs_rank = METHODS.get(method) in (Principal, Aligned)
+        needs_rank = known.METHODS.get(method) in (known.Principal, known.Aligned)
         some: Sequence[int | None] = ranks if ranks and needs_rank else [None]
         for rank in some:
             cases.append(ProfileCase(sizes(shape), dtype, method, 1.0 - density, rank))
@@ -207,7 +216,7 @@ def sizes(shape: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def table(profile: Profile) -> Table:
+def table(profile: "Profile") -> Table:
     """A line for each measurement, and the time of all."""
     calls = sum(row.calls for row in profile.rows)
     caption = f"{calls} calls, {profile.total_seconds:.3g} s"

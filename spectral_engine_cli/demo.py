@@ -7,18 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spectral_engine._util.progress import Progress, reporting
-from spectral_engine.demo import story
-from spectral_engine.demo.run import (
-    SETTINGS,
-    SPARSITIES,
-    DemoRow,
-    dense_accuracy,
-    measure,
-    table,
-    warm_up,
-)
-
 #: Narrower, the table would lose its columns; a terminal can be widened.
 TABLE_WIDTH = 80
 NEXT = """What next:
@@ -46,7 +34,9 @@ def demo(
     if every:
         _table(seed, as_json)
         return
-    from spectral_engine.demo.plots import plot_accuracy, plot_spectrum  # noqa: PLC0415 (Matplotlib)
+    from spectral_engine._util.progress import Progress, reporting
+    from spectral_engine.demo import story
+    from spectral_engine.demo.plots import plot_accuracy, plot_spectrum
 
     out.mkdir(parents=True, exist_ok=True)
     with Console(stderr=True).status("compiling; the next run finds it done"):
@@ -81,19 +71,22 @@ def demo(
 
 def _table(seed: int, as_json: bool) -> None:
     """Every method and law at six sparsities."""
+    from spectral_engine._util.progress import Progress, reporting
+    from spectral_engine.demo import run
+
     with Console(stderr=True).status("compiling; the next run finds it done"):
-        warm_up(seed)
-    settings = [(setting, sparsity) for sparsity in SPARSITIES for setting in SETTINGS]
-    rows: list[DemoRow] = []
-    progress: Progress[DemoRow] = True
+        run.warm_up(seed)
+    settings = [(setting, sparsity) for sparsity in run.SPARSITIES for setting in run.SETTINGS]
+    rows: list[run.DemoRow] = []
+    progress: Progress[run.DemoRow] = True
     with reporting(progress, "pruning", len(settings)) as report:
         for setting, sparsity in settings:
-            rows.append(measure(setting, sparsity, seed))
+            rows.append(run.measure(setting, sparsity, seed))
             report(rows[-1])
-    dense = dense_accuracy()
+    dense = run.dense_accuracy()
     if as_json:
         typer.echo(json.dumps({"dense": dense, "rows": [row.to_dict() for row in rows]}))
         return
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
-    console.print(table(rows, dense))
+    console.print(run.table(rows, dense))

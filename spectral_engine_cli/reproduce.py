@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spectral_engine.demo.data import DEFAULT_FOLDER
-from spectral_engine.profiling.device import pick_device
+from spectral_engine_cli.names import FASHION_MNIST
 
 TASK_HELP = (
     "learning, oneshot, iterative; depth, width, optimizer, recurrent, transformer, headtohead, "
@@ -28,7 +27,7 @@ def reproduce(
             help="folder with the idx files of Fashion-MNIST, or of the like; of efficientnet, "
             "with packages installed by pip --target"
         ),
-    ] = DEFAULT_FOLDER,
+    ] = Path(FASHION_MNIST),
     out: Annotated[Path | None, typer.Option(help="folder for JSON, table and figures")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="folder for checkpoints, from which a run goes on")
@@ -48,6 +47,8 @@ def reproduce(
     Results go to bench/results/paper. Works from a checkout of the project. A run that was stopped
     goes on where it was, with the same result.
     """
+    from spectral_engine.profiling.device import pick_device
+
     device = pick_device(device)
     tasks = _bench("bench.paper.reproduce")
     given: dict[str, Any] = {"out": out, "cache": cache}

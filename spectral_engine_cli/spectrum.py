@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spectral_engine.cli.options import (
+from spectral_engine_cli.options import (
     AsJson,
     Ignore,
     ReportFile,
@@ -14,7 +14,6 @@ from spectral_engine.cli.options import (
     require_writable,
     show,
 )
-from spectral_engine.spectral.api import spectra
 
 #: Tensors that take more working memory than this are in memory one at a time.
 MAX_BYTES = 1 << 28
@@ -36,6 +35,8 @@ def spectrum(
     as_json: AsJson = False,
 ) -> None:
     """Singular values, norms, ranks and tails of every weight in a file or folder."""
+    from spectral_engine.spectral.api import spectra
+
     if plot is not None:
         require_writable(plot, image=True)
     require_report(report_file)

@@ -1,0 +1,5 @@
+"""`python -m spectral_engine_cli`."""
+
+from spectral_engine_cli import main
+
+main()
