@@ -30,6 +30,13 @@ class Resume(StrEnum):
     never = "never"
 
 
+def _tell(estimate: Any, dry_run: bool, as_json: bool) -> None:
+    if dry_run and as_json:
+        typer.echo(json.dumps(estimate.to_dict()))
+    elif dry_run or not as_json:
+        typer.echo(str(estimate), err=not dry_run)
+
+
 def prune(
     source: Annotated[
         Path,
@@ -97,8 +104,9 @@ def prune(
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
     from spectral_engine.cards.model_card import write_model_card
     from spectral_engine.compression.file import compressing
-    from spectral_engine.distributed.groups import is_first
+    from spectral_engine.distributed.groups import is_first, sharing_group
     from spectral_engine.distributed.launch import is_first_launched, is_launched, launched
+    from spectral_engine.distributed.owners import gathered_objects
     from spectral_engine.recipe.presets import recipe_of_text
     from spectral_engine.streaming.api import estimate_file, prune_file
     from spectral_engine.streaming.texts import token_batches
@@ -111,23 +119,19 @@ def prune(
     options: dict[str, Any] = {"targets": targets or None, "ignore": ignore or None}
     if calibration is not None:
         options["calibration"] = token_batches(source, calibration, samples, length, batch)
-        estimate = estimate_file(source, chosen, sparsity, **options)
-        if dry_run and as_json:
-            typer.echo(json.dumps(estimate.to_dict()))
-        elif dry_run or not as_json:
-            typer.echo(str(estimate), err=not dry_run)
+        if not is_launched() or is_first_launched():
+            _tell(estimate_file(source, chosen, sparsity, **options), dry_run, as_json)
         options["max_memory"] = None if max_memory is None else size_of("max_memory", max_memory)
         options["resume"] = resume.value
     elif dry_run:
         raise ValueError("dry_run: expected --calibration; without, a run takes little")
     if dry_run:
         return
-    if calibration is not None and is_launched() and not is_first_launched():
-        return  # the first process does it alone
-    with launched() if calibration is None else nullcontext():
+    with launched():
         first = is_first()
         alone = compress and first
-        with compressing(output, force=force) if alone else nullcontext(output) as target:
+        with compressing(output, force=force) if alone else nullcontext(output) as own:
+            target = gathered_objects(own, sharing_group())[0]
             report = prune_file(
                 source, target, chosen, sparsity, seed=seed, measure=measure, force=force, **options
             )

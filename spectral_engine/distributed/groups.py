@@ -115,7 +115,11 @@ def steps(costs: Sequence[float], processes: int, window: int | None = None) -> 
     return found
 
 
+def rank_of(group: Any) -> int:
+    """This process's place in a group; 0 without one."""
+    return 0 if group is None else int(dist.get_rank(group))
+
+
 def is_first() -> bool:
     """Whether this process tells of what is done: the first of those that share their work."""
-    group = sharing_group()
-    return group is None or dist.get_rank(group) == 0
+    return rank_of(sharing_group()) == 0

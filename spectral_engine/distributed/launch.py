@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -10,6 +11,9 @@ from spectral_engine.distributed.groups import share_work
 
 #: What torchrun tells each process.
 _TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: How long a process waits for others, one of which may factor a matrix or write a folder. One that
+#: has died is noticed at once.
+_PATIENCE = timedelta(days=1)
 
 
 def is_launched() -> bool:
@@ -33,7 +37,7 @@ def launched() -> Iterator[None]:
         return
     own = not dist.is_initialized()
     if own:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         with share_work():
             yield

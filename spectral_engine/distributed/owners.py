@@ -61,17 +61,23 @@ def by_owners(
         Number and result, in the same order on every process.
 
     Raises:
-        Exception: whatever the work raises, on every process.
+        Exception: whatever the work raises, or `ready` on the owner, on every process.
     """
     own, processes = dist.get_rank(group), dist.get_world_size(group)
     for step in steps(costs, processes, window):
         mine: list[Ready] = []
+        made, header = None, _Header()
         for process, index in enumerate(step):
-            needed = ready(index, process)
+            try:
+                needed = ready(index, process)
+            except Exception as error:
+                if process != own:
+                    raise
+                header = _Header(error=_pickled(error))  # the others go on to where they are told
+                continue
             if process == own:
                 mine.append(needed)
             del needed
-        made, header = None, _Header()
         if mine:
             made, header = _tried(work, step[own], mine.pop())
         headers: list[Any] = [None] * processes

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from spectral_engine.calibration.request import Calibration
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
 from spectral_engine.checkpoints.atomic import check_replaceable
 from spectral_engine.checkpoints.rewrite import check_folders
-from spectral_engine.distributed.groups import sharing_group
-from spectral_engine.distributed.owners import by_first
+from spectral_engine.distributed.groups import is_first, sharing_group
+from spectral_engine.distributed.owners import errors_of_all
 from spectral_engine.pruning.file import prune_tensors, refuse_low_rank
 from spectral_engine.pruning.model import as_calibration
 from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
@@ -100,37 +101,24 @@ def prune_file(
             source, target, recipe, sparsity, targets=targets, ignore=ignore, seed=seed,
             measure=measure, force=force, progress=progress,
         )  # fmt: skip
-    if sharing_group() is not None:  # they would all write to the same folder
-        own = (recipe, sparsity)
-        return by_first(
-            lambda: prune_file(
-                source, target, *own, calibration=calibration, targets=targets, ignore=ignore,
-                seed=seed, measure=measure, force=force, resume=resume, max_memory=max_memory,
-                progress=progress,
-            )
-        )  # fmt: skip
     start = time.perf_counter()
     boolean("force", force)
     check_progress(progress)
-    path = folder_of(file_path("source", source))
-    goal = Path(os.path.abspath(file_path("target", target)))
-    check_folders(path, goal)
-    check_replaceable(goal, force=force)
-    chosen = (recipe, sparsity, calibration, targets, ignore, seed, measure, max_memory)
-    with open_checkpoint(path) as checkpoint:
-        streaming = _streaming(checkpoint, *chosen)
-        if max_memory is not None:
-            _require_memory(estimated(streaming), max_memory)
-        plan = streaming.plan
-        layers = {
-            one.name: [one.view.part, plan.assigned[one.name].sparsity] for one in plan.layers
-        }
-        fingerprint = fingerprint_of(
-            path, plan.recipes, streaming.calibration, versions(), layers=layers, seed=seed,
-            measure=measure,
-        )  # fmt: skip
-        with unfinished_run(goal, fingerprint, resume) as work:
-            report = _streamed(streaming, checkpoint, goal, work, force=force, progress=progress)
+    group = sharing_group()
+    with ExitStack() as stack:
+        with errors_of_all(group):
+            path = folder_of(file_path("source", source))
+            goal = Path(os.path.abspath(file_path("target", target)))
+            check_folders(path, goal)
+            check_replaceable(goal, force=force)
+            chosen = (recipe, sparsity, calibration, targets, ignore, seed, measure, max_memory)
+            checkpoint = stack.enter_context(open_checkpoint(path))
+            streaming = _streaming(checkpoint, *chosen)
+            if max_memory is not None:
+                _require_memory(estimated(streaming), max_memory)
+            fingerprint = _fingerprint(path, streaming)
+        work = stack.enter_context(unfinished_run(goal, fingerprint, resume))
+        report = _streamed(streaming, checkpoint, goal, work, force=force, progress=progress)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -170,6 +158,16 @@ def estimate_file(
         )
 
 
+def _fingerprint(path: Path, streaming: Streaming) -> dict[str, Any]:
+    """What the bytes of a run depend on; not on how many processes share it."""
+    plan = streaming.plan
+    layers = {one.name: [one.view.part, plan.assigned[one.name].sparsity] for one in plan.layers}
+    return fingerprint_of(
+        path, plan.recipes, streaming.calibration, versions(), layers=layers, seed=streaming.seed,
+        measure=streaming.measure,
+    )  # fmt: skip
+
+
 def _streamed(
     streaming: Streaming,
     checkpoint: Checkpoint,
@@ -190,12 +188,15 @@ def _streamed(
         What was done to each layer, as `prune` would report it.
     """
     plan = streaming.plan
-    with reporting(progress, "pruning", len(plan.layers)) as show:
+    with reporting(is_first() and progress, "pruning", len(plan.layers)) as show:
         rows, passes = streaming.run(work, show)
-    where = work.where(work.state["done"])
-    rewrite(
-        checkpoint, target, lambda name, _: work.read(where[name], name), select=where, force=force
-    )
+    with errors_of_all(sharing_group()):
+        if is_first():
+            where = work.where(work.state["done"])
+            rewrite(
+                checkpoint, target, lambda name, _: work.read(where[name], name), select=where,
+                force=force,
+            )  # fmt: skip
     return PruneReport(
         plan.recipes, plan.requested, streaming.seed, calibration=CalibrationReport(passes),
         layers=rows, skipped=[*plan.skipped], unmatched=[*plan.unmatched],

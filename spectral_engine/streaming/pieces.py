@@ -8,7 +8,7 @@ loaded.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,7 +87,7 @@ def pieces_of(model: nn.Module) -> list[Piece]:
 
 
 def resident_parameters(
-    model: nn.Module, pieces: list[Piece]
+    model: nn.Module, pieces: Sequence[Piece]
 ) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """The parameters of no piece, as `Piece.parameters` gives them."""
     inside = {id(module) for piece in pieces for module in piece.module.modules()}

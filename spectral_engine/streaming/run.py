@@ -3,9 +3,14 @@
 Each step of a forward pass is a call of a piece of the model: its weights are read, its layers are
 calibrated and pruned as they would be in memory, what it gives for each batch goes to the disk, and
 its weights are let go of. In the end the folder is written again with what has changed.
+
+Processes that share their work all load the piece. Each runs its share of the batches, puts what
+they give on the disk, and prunes its share of the layers; all get what becomes of every layer. The
+first keeps the account of what is done. All see the same folder, so that any number of them can go
+on from what others have done.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +19,10 @@ import torch
 from torch import nn
 
 from spectral_engine._util.memory import trim_heap
-from spectral_engine.calibration.calibrator import Calibrator
 from spectral_engine.calibration.request import UNREACHED, Calibrated, Calibration, Request
 from spectral_engine.calibration.stages import sources_of
+from spectral_engine.distributed.groups import is_first, rank_of, sharing_group
+from spectral_engine.distributed.owners import by_first, errors_of_all, is_own
 from spectral_engine.layers.ready import require_ready
 from spectral_engine.pruning.model import pruned_layers
 from spectral_engine.pruning.plan import ModelPlan
@@ -32,6 +38,7 @@ from spectral_engine.streaming.pieces import (
     positions_in,
     resident_parameters,
 )
+from spectral_engine.streaming.reaching import Reaching
 from spectral_engine.streaming.relay import Relay
 from spectral_engine.streaming.rows import Row, in_order, plain_rows, rows_of
 from spectral_engine.streaming.survey import Survey, surveyed
@@ -80,8 +87,11 @@ class Streaming:
         Raises:
             ValueError: names the block or the argument, what was expected and what came.
         """
-        self._load_resident()
+        with errors_of_all(self._group):
+            self.weights.load_resident(self.model, self.pieces)
         shelf = Shelf(work.outputs)
+        if is_first():
+            shelf.forget_all_from(work.state.get("done", 0))
         relay = Relay(
             self.model, self.pieces, [], self.calibration.batches, self.calibration, shelf
         )
@@ -92,7 +102,7 @@ class Streaming:
             passes = work.state.get("passes", 0)
             for row in rows:
                 show(row.report)
-            steps = [*range(last + 1), *range(len(survey.steps), len(survey.steps) + 1)]
+            steps = [*range(last + 1), len(survey.steps)]
             for step in steps[work.state.get("done", 0) :]:
                 changed: dict[str, torch.Tensor] = {}
                 if step <= last:
@@ -104,18 +114,19 @@ class Streaming:
                 rows = rows + new
                 passes = max(passes, more) if self._dense else passes + more
                 done = steps.index(step) + 1
-                work.store(done - 1, changed)
-                work.commit(
-                    {
-                        "steps": [piece.name for piece in survey.steps],
-                        "needs": [sorted(one) for one in survey.needs],
-                        "done": done,
-                        "rows": plain_rows(rows),
-                        "passes": passes,
-                    }
-                )
+                state = {
+                    "steps": [piece.name for piece in survey.steps],
+                    "needs": [sorted(one) for one in survey.needs],
+                    "done": done,
+                    "rows": plain_rows(rows),
+                    "passes": passes,
+                }
+                with errors_of_all(self._group):  # nobody goes on before it is on the disk
+                    if is_first():
+                        work.store(done - 1, changed)
+                        work.commit(state)
                 trim_heap()
-                for place in range(step):
+                for place in range(step if is_first() else 0):
                     if not any(place in survey.needs[later] for later in range(step + 1, last + 1)):
                         shelf.forget(place)
         return in_order(rows), passes
@@ -188,22 +199,15 @@ class Streaming:
 
     # What is loaded
 
-    def _load_resident(self) -> None:
-        for name, module, local, parameter in list(resident_parameters(self.model, self.pieces)):
-            if parameter.is_meta:
-                value = self.weights.read([name])[name]
-                kept = parameter.requires_grad
-                module._parameters[local] = nn.Parameter(value, requires_grad=kept)
-        for prefix, module in self.model.named_modules():
-            for local, buffer in module._buffers.items():
-                name = f"{prefix}.{local}" if prefix else local
-                saved = buffer is not None and local not in module._non_persistent_buffers_set
-                if saved and self.weights.has(name):
-                    value = self.weights.read([name])[name]
-                    module._buffers[local] = value.to(buffer.dtype) if buffer is not None else None
+    @property
+    def _group(self) -> Any:
+        """The processes that share this run; None for one alone."""
+        return sharing_group()
 
     def _load(self, piece: Piece) -> AbstractContextManager[None]:
-        return loaded(piece, self.weights.read(name for name, *_ in piece.parameters()))
+        with errors_of_all(self._group):
+            values = self.weights.read(name for name, *_ in piece.parameters())
+        return loaded(piece, values)
 
     def _left(self, piece: Piece) -> int:
         """Bytes for moments, working memory and what is kept inside a block from pass to pass."""
@@ -225,11 +229,17 @@ class Streaming:
     def _survey(self, relay: Relay, work: Unfinished) -> Survey:
         """What a forward pass does, known already if a run goes on."""
         if work.state:
-            by_name = {piece.name: piece for piece in self.pieces}
-            relay.steps[:] = [by_name[name] for name in work.state["steps"]]
-            needs = [frozenset(one) for one in work.state["needs"]]
-            return Survey(relay.steps, needs)
-        return surveyed(relay, self._load, [one for one in self.pieces if self.requests_of(one)])
+            steps, needs = work.state["steps"], work.state["needs"]
+        else:
+            steps, needs = by_first(lambda: self._surveyed(relay))
+        by_name = {piece.name: piece for piece in self.pieces}
+        relay.steps[:] = [by_name[name] for name in steps]
+        return Survey(relay.steps, [frozenset(one) for one in needs])
+
+    def _surveyed(self, relay: Relay) -> tuple[list[str], list[list[int]]]:
+        """The names of the steps' pieces, and the steps that each needs."""
+        found = surveyed(relay, self._load, [one for one in self.pieces if self.requests_of(one)])
+        return [piece.name for piece in found.steps], [sorted(one) for one in found.needs]
 
     def _step(
         self,
@@ -267,9 +277,11 @@ class Streaming:
         return rows, passes
 
     def _give(self, relay: Relay, step: int, piece: Piece) -> None:
-        with relay.shelf.writing(step) as writer:
-            for output in relay.outputs():
-                writer.put(output, piece.name)
+        """Put what a step's piece gives on the shelf, of this process's batches."""
+        own = [i for i in range(len(relay.batches)) if is_own(i, self._group)]
+        with errors_of_all(self._group), relay.shelf.writing(step, rank_of(self._group)) as writer:
+            for batch, output in zip(own, relay.outputs(own), strict=True):
+                writer.put(batch, output, piece.name)
 
     def _calibrated(
         self, relay: Relay, requests: Sequence[Request], save: "_Saved"
@@ -284,17 +296,9 @@ class Streaming:
         if not seen:
             return [], left, 0
         calibration = replace(self.calibration, max_bytes=self._left(relay.steps[relay.at]))
-        calibrator = Calibrator(self.model, seen, calibration, relay)
-
-        def reached() -> Iterator[Calibrated]:
-            for one in calibrator:
-                if one.moments is None:
-                    left.append(one)
-                else:
-                    yield one
-
-        rows = self._rows(reached(), save)
-        return rows, left, calibrator.passes
+        calibrator = Reaching(self.model, seen, calibration, relay)
+        rows = self._rows(calibrator, save)
+        return rows, left + calibrator.left, calibrator.passes
 
     def _uncalibrated(self, left: Iterable[Calibrated], save: "_Saved") -> list[Row]:
         """Prune what is pruned without inputs: after the piece has given what it gives."""
@@ -317,10 +321,10 @@ class Streaming:
                 require_ready(layers)
                 save = _Saved()
                 rows += self._uncalibrated(
-                    (
+                    [
                         Calibrated(one, None, self._hidden.get(one.name, UNREACHED))
                         for one in layers
-                    ),
+                    ],
                     save,
                 )
                 changed.update(self._changed(piece, save))

@@ -68,7 +68,7 @@ def _whole(relay: Relay, load: Load, wanted: Collection[Piece]) -> list[Piece]:
         with load(piece):
             output = forward(*args, **kwargs)
         with relay.shelf.writing(len(called)) as writer:
-            writer.put(output, piece.name)
+            writer.put(0, output, piece.name)
         called.append(piece)
         return output
 

@@ -125,6 +125,13 @@ class Waiting:
     layer: Layer
     _sum: "SharedSum | Calibrated"
 
+    @property
+    def unreached(self) -> Calibrated | None:
+        """The layer, if no batch of any process reached it."""
+        if isinstance(self._sum, Calibrated):
+            return self._sum if self._sum.moments is None else None
+        return None if self._sum.count else Calibrated(self.layer, None, UNREACHED)
+
     def ready(self, owner: int | None) -> Calibrated:
         """The layer with its moments; a call of all processes, whose result is the owner's.
 
@@ -144,6 +151,11 @@ class SharedSum:
     tallies: list[tuple[int, list[float]]]
     group: Any
     cross: bool
+
+    @property
+    def count(self) -> int:
+        """How many samples all processes have."""
+        return sum(count for count, _ in self.tallies)
 
     def ready(self, owner: int | None) -> list[Calibrated]:
         """See `Waiting`; on other processes than the owner the layers come without moments."""

@@ -1,15 +1,17 @@
 """What the pieces of a model gave for each batch, in files: written once, read batch by batch.
 
-One file a step, its tensors end to end, with an index that says where each batch's are, how they
-lie and how they are nested. The index outlives the file, so that what has gone can be stood in for
-by a tensor of its shape.
+One file a step, or a file for each process that shares the batches out, its tensors end to end,
+with an index that says where each batch's are, how they lie and how they are nested. All processes
+read all files, however many wrote them. The index outlives the file, so that what has gone can be
+stood in for by a tensor of its shape.
+
+    step-0003.0.bin, step-0003.0.json      of the first process; step-0003.1.bin, ... of the second
 """
 
 import json
-import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,73 +36,88 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._indices: dict[int, list[dict[str, Any]]] = {}
+        self._indices: dict[int, dict[int, _Entry]] = {}
 
     @contextmanager
-    def writing(self, step: int) -> Iterator["Writer"]:
-        """Put the outputs of a step, batch after batch; on the disk when the block ends."""
-        for path in (self._data(step), self._index(step)):
+    def writing(self, step: int, process: int = 0) -> Iterator["Writer"]:
+        """Put outputs of a step, batch after batch; on the disk when the block ends.
+
+        Args:
+            process: which of those that share the batches out; each has files of its own.
+        """
+        data, index = (self._path(step, process, kind) for kind in ("bin", "json"))
+        for path in (data, index):
             remove(path)
-        with new_file(self._data(step), _MODE) as file:
+        with new_file(data, _MODE) as file:
             writer = Writer(file)
             yield writer
-        with new_file(self._index(step), _MODE) as file:
+        with new_file(index, _MODE) as file:
             file.write(json.dumps(writer.index).encode())
-        self._indices[step] = writer.index
+        self._indices.pop(step, None)
 
     def get(self, step: int, batch: int) -> Any:
         """What a step gave for a batch; memory of the caller's own."""
         entry = self._entry(step, batch)
         tensors = []
-        with open(self._data(step), "rb") as file:
-            file.seek(entry["start"])
-            for one in entry["tensors"]:
+        with open(entry.data, "rb") as file:
+            file.seek(entry.start)
+            for one in entry.tensors:
                 flat = torch.empty(one["shape"], dtype=getattr(torch, one["dtype"]))
                 memory = as_bytes(flat)
                 if file.readinto(memory) != len(memory):
-                    raise OSError(f"{self._data(step)}: expected {len(memory)} more bytes")
+                    raise OSError(f"{entry.data}: expected {len(memory)} more bytes")
                 strides = one["strides"]
                 if list(flat.stride()) != strides:
                     flat = torch.empty_strided(one["shape"], strides, dtype=flat.dtype).copy_(flat)
                 tensors.append(flat)
-        return _packed(entry["nested"], tensors)
+        return _packed(entry.nested, tensors)
 
     def like(self, step: int, batch: int, fill: float = 0.0) -> Any:
         """Something of the shape of what a step gave for a batch: zeros, or `fill` in floats."""
         entry = self._entry(step, batch)
         tensors = []
-        for one in entry["tensors"]:
+        for one in entry.tensors:
             tensor = torch.zeros(one["shape"], dtype=getattr(torch, one["dtype"]))
             if fill and tensor.is_floating_point():
                 tensor.fill_(fill)
             tensors.append(tensor)
-        return _packed(entry["nested"], tensors)
+        return _packed(entry.nested, tensors)
 
     def forget(self, step: int) -> None:
         """Remove the values of a step; their shapes stay."""
-        remove(self._data(step))
+        for path in self._folder.glob(f"step-{step:04}.*.bin"):
+            remove(path)
 
-    def bytes(self, step: int) -> int:
-        """What the values of a step take, or took."""
-        return sum(
-            math.prod(one["shape"]) * getattr(torch, one["dtype"]).itemsize
-            for entry in self._read(step)
-            for one in entry["tensors"]
-        )
+    def forget_all_from(self, step: int) -> None:
+        """Remove what is there of a step, and of those after it, whichever processes wrote it."""
+        for path in self._folder.glob("step-*.*.*"):
+            if int(path.name.split(".")[0].removeprefix("step-")) >= step:
+                remove(path)
+        self._indices.clear()
 
-    def _entry(self, step: int, batch: int) -> dict[str, Any]:
-        return self._read(step)[batch]
-
-    def _read(self, step: int) -> list[dict[str, Any]]:
+    def _entry(self, step: int, batch: int) -> "_Entry":
         if step not in self._indices:
-            self._indices[step] = json.loads(self._index(step).read_bytes())
-        return self._indices[step]
+            self._indices[step] = {
+                one["batch"]: _Entry(
+                    path.with_suffix(".bin"), one["start"], one["nested"], one["tensors"]
+                )
+                for path in self._folder.glob(f"step-{step:04}.*.json")
+                for one in json.loads(path.read_bytes())
+            }
+        return self._indices[step][batch]
 
-    def _data(self, step: int) -> Path:
-        return self._folder / f"step-{step:04}.bin"
+    def _path(self, step: int, process: int, kind: str) -> Path:
+        return self._folder / f"step-{step:04}.{process}.{kind}"
 
-    def _index(self, step: int) -> Path:
-        return self._folder / f"step-{step:04}.json"
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where an output lies: the file, its first byte, how it is nested, what its tensors are."""
+
+    data: Path
+    start: int
+    nested: _Nested
+    tensors: list[dict[str, Any]]
 
 
 class Writer:
@@ -110,8 +127,8 @@ class Writer:
         self._file = file
         self.index: list[dict[str, Any]] = []
 
-    def put(self, output: Any, name: str) -> None:
-        """Append what the piece of this name gave for the next batch.
+    def put(self, batch: int, output: Any, name: str) -> None:
+        """Append what the piece of this name gave for the batch of this number.
 
         Raises:
             RefusedError: it is no tensor, and no tuple, list or dictionary of them.
@@ -129,7 +146,7 @@ class Writer:
                     "strides": list(torch.empty_like(tensor, device="meta").stride()),
                 }
             )
-        self.index.append({"start": start, "nested": nested, "tensors": described})
+        self.index.append({"batch": batch, "start": start, "nested": nested, "tensors": described})
 
 
 def _unpacked(output: Any, tensors: list[torch.Tensor], name: str) -> _Nested:
@@ -156,9 +173,3 @@ def _packed(nested: _Nested, tensors: list[torch.Tensor]) -> Any:
         return {key: _packed(one, tensors) for key, one in nested.items()}
     values = [_packed(one, tensors) for one in nested[1:]]
     return tuple(values) if nested[0] == "tuple" else values
-
-
-def free_bytes(folder: Path) -> int:
-    """The room that is left on the disk of a folder."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize

@@ -7,13 +7,14 @@
         outputs/                 what the steps gave, from which the next ones start
 
 A step counts once state.json says so, which is renamed into place after all else of the step is on
-the disk: whatever kills a run, at most the step that it was at is done again.
+the disk: whatever kills a run, at most the step that it was at is done again. Of processes that
+share their work the first keeps this folder, and all must see it.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from safetensors.torch import save_file
 
 from spectral_engine.checkpoints.atomic import new_folder, replacing_file, sync
 from spectral_engine.checkpoints.leftovers import held_alone, remove, unfinished
+from spectral_engine.distributed.groups import is_first, sharing_group
+from spectral_engine.distributed.owners import errors_of_all, gathered_objects
 
 Resume = Literal["auto", "required", "never"]
 _CHOICES = ("auto", "required", "never")
@@ -43,12 +46,13 @@ class Unfinished:
     """The folder of a run that goes on; see the head of this module.
 
     Attributes:
+        path: of the folder.
         state: what the last committed step left, plain values for JSON; empty at first.
         outputs: a folder for what the steps gave.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self.outputs = path / "outputs"
         self.state: dict[str, Any] = {}
 
@@ -63,8 +67,8 @@ class Unfinished:
     def commit(self, state: Mapping[str, Any]) -> None:
         """A step is done: this is the state from which another run goes on."""
         sync(self.outputs)
-        sync(self._path)
-        _write_json(self._path / "state.json", state)
+        sync(self.path)
+        _write_json(self.path / "state.json", state)
         self.state = dict(state)
 
     def where(self, steps: int) -> dict[str, int]:
@@ -83,7 +87,7 @@ class Unfinished:
         return tensor
 
     def _tensors(self, step: int) -> Path:
-        return self._path / f"step-{step:04}.safetensors"
+        return self.path / f"step-{step:04}.safetensors"
 
 
 @contextmanager
@@ -102,10 +106,28 @@ def unfinished_run(
             anew, "never" removes what there is.
 
     Raises:
-        ValueError: the earlier run was of something else, or there is none to go on from.
+        ValueError: the earlier run was of something else, or there is none to go on from; or a
+            process does not see the folder, or has other arguments than the first.
         BlockingIOError: another run is on the target.
     """
-    path = unfinished(target)
+    group = sharing_group()
+    run = Unfinished(unfinished(target))
+    with ExitStack() as stack:
+        with errors_of_all(group):
+            if is_first():
+                stack.enter_context(_taken(run, target, fingerprint, resume))
+        run.state = gathered_objects(run.state, group)[0]
+        with errors_of_all(group):
+            _require_alike(run, target, fingerprint)
+        yield run
+
+
+@contextmanager
+def _taken(
+    run: Unfinished, target: Path, fingerprint: Mapping[str, Any], resume: Resume
+) -> Iterator[None]:
+    """Have a run's folder for oneself, with what is in it, or made; see `unfinished_run`."""
+    path = run.path
     if resume == "required" and not (path / "state.json").exists():
         raise ValueError(f"resume: expected an unfinished run on {target}; there is none")
     if not path.exists():
@@ -113,16 +135,16 @@ def unfinished_run(
     with held_alone(path) as alone:
         if not alone:
             raise BlockingIOError(f"{target}: another run is writing it")
-        run = Unfinished(path)
         if resume == "never" or not (path / "state.json").exists():
             _empty(path)
             _write_json(path / "fingerprint.json", fingerprint)
         else:
-            _require_same(target, path, fingerprint)
+            said = f"resume: the unfinished run on {target} was with"
+            _require_same(path, fingerprint, said, _ANEW)
             run.state = _read_json(path / "state.json")
         run.outputs.mkdir(exist_ok=True)
         try:
-            yield run
+            yield
         except BaseException:
             if not (path / "state.json").exists():
                 shutil.rmtree(path, ignore_errors=True)
@@ -130,7 +152,18 @@ def unfinished_run(
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _require_same(target: Path, path: Path, fingerprint: Mapping[str, Any]) -> None:
+def _require_alike(run: Unfinished, target: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse a process that does not see what the first one keeps, or that runs something else."""
+    if not run.outputs.is_dir():
+        raise ValueError(
+            f"target: expected a folder that all processes see; {target.parent} is another here"
+        )
+    others = {what: value for what, value in fingerprint.items() if what != "source"}
+    _require_same(run.path, others, "processes: expected the same run on all; the first has", "")
+
+
+def _require_same(path: Path, fingerprint: Mapping[str, Any], said: str, way_out: str) -> None:
+    """Refuse another fingerprint than that of a run's folder; `said` comes before what differs."""
     try:
         before = _read_json(path / "fingerprint.json")
     except (OSError, ValueError):
@@ -138,10 +171,8 @@ def _require_same(target: Path, path: Path, fingerprint: Mapping[str, Any]) -> N
     now = json.loads(json.dumps(fingerprint))
     for what, value in now.items():
         if before.get(what) != value:
-            raise ValueError(
-                f"resume: the unfinished run on {target} was with {_differing(what, before, now)};"
-                f" {_ANEW}"
-            )
+            differing = _differing(what, before, now)
+            raise ValueError(f"{said} {differing}" + (f"; {way_out}" if way_out else ""))
 
 
 def _differing(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from spectral_engine.checkpoints import Checkpoint
 from spectral_engine.checkpoints.formats.base import brief
 from spectral_engine.streaming.files.conversions import conversions_of
-from spectral_engine.streaming.pieces import IN_MEMORY
+from spectral_engine.streaming.pieces import IN_MEMORY, Piece, resident_parameters
 
 Tensors = dict[str, torch.Tensor]
 
@@ -82,6 +82,25 @@ class FileWeights:
     def has(self, name: str) -> bool:
         """Whether the files have this parameter or buffer."""
         return bool(self._of(name))
+
+    def load_resident(self, model: nn.Module, pieces: Sequence[Piece]) -> None:
+        """Load what belongs to no piece of a model, and stays: norms, and buffers that are saved.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        for name, module, local, parameter in list(resident_parameters(model, pieces)):
+            if parameter.is_meta:
+                value = self.read([name])[name]
+                kept = parameter.requires_grad
+                module._parameters[local] = nn.Parameter(value, requires_grad=kept)
+        for prefix, module in model.named_modules():
+            for local, buffer in module._buffers.items():
+                name = f"{prefix}.{local}" if prefix else local
+                saved = buffer is not None and local not in module._non_persistent_buffers_set
+                if saved and self.has(name):
+                    value = self.read([name])[name]
+                    module._buffers[local] = value.to(buffer.dtype) if buffer is not None else None
 
     def changed(self, values: Mapping[str, torch.Tensor], others: Mapping[str, Any]) -> Tensors:
         """What becomes of the files' tensors where parameters have these values.

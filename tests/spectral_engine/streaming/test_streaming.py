@@ -173,7 +173,7 @@ def test_a_block_is_let_go_of_at_once(tmp_path, known, monkeypatch):
     known(Decoder)
     source = write_folder(made(Decoder), tmp_path / "in")
     alive: list[weakref.ref] = []
-    original = spectral_engine.streaming.run.Calibrator
+    original = spectral_engine.streaming.run.Reaching
 
     def noted(*arguments):
         found = original(*arguments)
@@ -181,7 +181,7 @@ def test_a_block_is_let_go_of_at_once(tmp_path, known, monkeypatch):
         alive.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(spectral_engine.streaming.run, "Calibrator", noted)
+    monkeypatch.setattr(spectral_engine.streaming.run, "Reaching", noted)
     gc.disable()
     try:
         se.prune_file(source, tmp_path / "out", "wanda", 0.5, calibration=batches())
