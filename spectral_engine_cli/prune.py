@@ -1,8 +1,8 @@
 """`spectral-engine prune IN -o OUT`."""
 
 import json
-from contextlib import nullcontext
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,12 @@ class Resume(StrEnum):
     auto = "auto"
     required = "required"
     never = "never"
+
+
+def _compress(output: Path, force: bool, dense: Path) -> None:
+    from spectral_engine.compression.file import compress_file
+
+    compress_file(dense, output, force=force)
 
 
 def _tell(estimate: Any, dry_run: bool, as_json: bool) -> None:
@@ -85,7 +91,7 @@ def prune(
     ] = None,
     resume: Annotated[
         Resume,
-        typer.Option(help="of a calibrated run that ended early: go on from there, or start anew"),
+        typer.Option(help="of a run that ended early: go on from there, or start anew"),
     ] = Resume.auto,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what a calibrated run will take; do nothing")
@@ -103,38 +109,32 @@ def prune(
 ) -> None:
     """Prune a weight file or a Hugging Face style folder; its dtypes and metadata are kept."""
     from spectral_engine.cards.model_card import write_model_card
-    from spectral_engine.compression.file import compressing
-    from spectral_engine.distributed.groups import is_first, sharing_group
+    from spectral_engine.distributed.groups import is_first
     from spectral_engine.distributed.launch import is_first_launched, is_launched, launched
-    from spectral_engine.distributed.owners import gathered_objects
     from spectral_engine.recipe.presets import recipe_of_text
-    from spectral_engine.streaming.api import estimate_file, prune_file
+    from spectral_engine.streaming.api import estimate_file, prune_into
     from spectral_engine.streaming.texts import token_batches
 
     require_report(report_file)
     require_card(model_card, source)
     chosen = recipe_of_text(recipe)
-    if compress and resume is Resume.required:
-        raise ValueError("resume: expected auto or never with --compress, which keeps nothing")
     options: dict[str, Any] = {"targets": targets or None, "ignore": ignore or None}
     if calibration is not None:
         options["calibration"] = token_batches(source, calibration, samples, length, batch)
         if not is_launched() or is_first_launched():
             _tell(estimate_file(source, chosen, sparsity, **options), dry_run, as_json)
         options["max_memory"] = None if max_memory is None else size_of("max_memory", max_memory)
-        options["resume"] = resume.value
     elif dry_run:
         raise ValueError("dry_run: expected --calibration; without, a run takes little")
     if dry_run:
         return
     with launched():
         first = is_first()
-        alone = compress and first
-        with compressing(output, force=force) if alone else nullcontext(output) as own:
-            target = gathered_objects(own, sharing_group())[0]
-            report = prune_file(
-                source, target, chosen, sparsity, seed=seed, measure=measure, force=force, **options
-            )
+        report = prune_into(
+            source, output, chosen, sparsity, seed=seed, measure=measure, force=force,
+            resume=resume.value, finish=partial(_compress, output, force) if compress else None,
+            **options,
+        )  # fmt: skip
     if not first:
         return
     if model_card:

@@ -70,13 +70,7 @@ def replacing_file(target: Path, *, force: bool, like: Path | None = None) -> It
             with naming(target), new_file(path, allowed) as file:
                 lock.enter_context(held(path))
                 yield file
-            with shielded():
-                if target.exists():
-                    os.chmod(path, permissions(target))
-                if force:
-                    os.replace(path, target)
-                else:
-                    _to_free(path, target)
+            put_file(path, target, force=force)
         finally:
             with shielded():
                 remove(path)
@@ -103,15 +97,31 @@ def replacing_folder(target: Path, *, like: Path, force: bool) -> Iterator[Path]
             lock.enter_context(held(path))
             with naming(target):
                 yield path
-            sync(path)
-            with shielded():
-                if force and os.path.lexists(target):
-                    _replace_folder(path, target)
-                else:
-                    _to_free(path, target)
+            put_folder(path, target, force=force)
         finally:
             with shielded():
                 remove(path)
+
+
+def put_file(path: Path, target: Path, *, force: bool) -> None:
+    """Rename a file, which is on the disk, to its target; see `replacing_file`."""
+    with shielded():
+        if target.exists():
+            os.chmod(path, permissions(target))
+        if force:
+            os.replace(path, target)
+        else:
+            _to_free(path, target)
+
+
+def put_folder(path: Path, target: Path, *, force: bool) -> None:
+    """Rename a folder to its target; an old one may be left under the name of the new."""
+    sync(path)
+    with shielded():
+        if force and os.path.lexists(target):
+            _replace_folder(path, target)
+        else:
+            _to_free(path, target)
 
 
 def new_folder(path: Path, like: Path) -> None:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import torch
 
 from .atomic import copy_file, new_file, new_folder, permissions
+from .draft import Draft
 from .formats.base import (
     MAX_JSON_BYTES,
     Checkpoint,
@@ -30,10 +31,11 @@ from .formats.base import (
     parse_json_object,
 )
 from .formats.torch_format import TorchFile
-from .leftovers import is_leftover
+from .leftovers import is_leftover, remove
 from .sparse.company import CONFIG, dense_config, index_text
 from .sparse.reader import CompressedFile, by_tensor, open_safetensors
 
+SAFETENSORS = ".safetensors"
 INDEX_SUFFIX = ".index.json"
 #: The weight files that a folder may have, first choice first.
 WEIGHT_FILES: dict[str, Callable[[Path], CheckpointFile]] = {
@@ -122,16 +124,19 @@ class Folder(Checkpoint):
     def close(self) -> None:
         self._open.close()
 
-    def write(self, target: Path, edit: Edit) -> None:
+    def write(self, target: Path, edit: Edit, draft: Draft | None = None) -> None:
         """Write the weight files into an empty folder, and copy every other file as it is.
 
         Of a folder that is compressed, the index and config.json become those of dense weights.
+        With a draft the folder holds what an earlier run has written.
         """
+        edit = edit if draft is None else draft.edit(edit)
         compressed = any(isinstance(shard, CompressedFile) for shard in self._shards.values())
         self.write_with(
             target,
             lambda shard, output: shard.write(output, partial(self._edit_own, shard, edit)),
             self._dense_company if compressed else lambda file, text: None,
+            draft,
         )
 
     def write_with(
@@ -139,6 +144,7 @@ class Folder(Checkpoint):
         target: Path,
         write_shard: Callable[[CheckpointFile, BinaryIO], None],
         company: Callable[[str, bytes], bytes | None],
+        draft: Draft | None = None,
     ) -> None:
         """Write into an empty folder, the weight files each as `write_shard` does.
 
@@ -146,19 +152,27 @@ class Folder(Checkpoint):
         None where they stay as they are. Every other file is copied.
         """
         for folder in self._walk(directories=True):
-            new_folder(target / folder, self.path / folder)
+            if draft is None or not (target / folder).exists():
+                new_folder(target / folder, self.path / folder)
         for file in self._walk(directories=False):
             source = self._inside(str(file))
             shard = self._shards.get(str(file))
-            if shard is not None:
+            if shard is not None and draft is not None:
+                if not draft.is_whole(str(file)):
+                    onward, rights = file.suffix == SAFETENSORS, permissions(source)
+                    with draft.file(target / file, rights, str(file), onward=onward) as output:
+                        write_shard(shard, output)
+            elif shard is not None:
                 with new_file(target / file, permissions(source)) as output:
                     write_shard(shard, output)
             elif str(file) not in (self._main, CONFIG):
+                remove(target / file)
                 copy_file(source, target / file)
         for name in {self._main, CONFIG} - self._shards.keys():
             source = self._inside(name)
             if not source.exists():
                 continue
+            remove(target / name)
             with open_regular(source) as reader:
                 text = company(name, reader.read(MAX_JSON_BYTES))
             if text is None:

@@ -7,15 +7,26 @@ from pathlib import Path
 
 import torch
 
-from .atomic import replacing_file, replacing_folder
+from .atomic import (
+    check_replaceable,
+    new_folder,
+    permissions,
+    put_file,
+    put_folder,
+    replacing_file,
+    replacing_folder,
+    sync,
+)
+from .draft import Draft
 from .folder import Folder, weight_file
-from .formats.base import Checkpoint, CheckpointFile, Edit, brief
+from .formats.base import Checkpoint, CheckpointFile, Edit, brief, naming
 from .formats.npz_format import NpzFile
 from .formats.safetensors_format import write_safetensors
 from .formats.torch_format import SUFFIXES as TORCH_SUFFIXES
 from .formats.torch_format import TorchFile
 from .leftovers import recover
 from .sparse.reader import open_safetensors
+from .termination import cleaning_up
 
 Transform = Callable[[str, torch.Tensor], torch.Tensor | None]
 
@@ -55,6 +66,7 @@ def rewrite(
     select: Collection[str] | None = None,
     force: bool = False,
     seen: Callable[[str], None] | None = None,
+    draft: Draft | None = None,
 ) -> None:
     """Write a checkpoint again with each tensor as `transform(name, tensor)` returns it.
 
@@ -72,6 +84,8 @@ def rewrite(
         select: ask for these names only; the other tensors are copied without being loaded.
         force: replace a target that exists: a file by a file, a checkpoint folder by a folder.
         seen: called with the name of each tensor before it is written.
+        draft: where the target grows, and what an earlier run has written of it, which is not
+            asked for again; None for a name that goes if the run ends early.
 
     Raises:
         CheckpointError, OSError: as `open_checkpoint`.
@@ -86,7 +100,9 @@ def rewrite(
     ):
         path = opened.path
         edit = _edit(opened, transform, select, seen)
-        if isinstance(opened, Folder):
+        if draft is not None:
+            _write_draft(opened, target, edit, draft, force=force)
+        elif isinstance(opened, Folder):
             check_folders(path, target)
             with replacing_folder(target, like=path, force=force) as staging:
                 opened.write(staging, edit)
@@ -99,6 +115,34 @@ def rewrite(
                     opened.write(output, edit)
         else:
             raise TypeError(f"source: expected a file or a folder; got {type(opened).__name__}")
+
+
+def _write_draft(
+    source: Checkpoint, target: Path, edit: Edit, draft: Draft, *, force: bool
+) -> None:
+    """Write what a draft lacks, and make it the target."""
+    recover(target)
+    check_replaceable(target, force=force)
+    path, own = source.path, draft.path
+    with cleaning_up():
+        if isinstance(source, Folder):
+            check_folders(path, target)
+            if not own.exists():
+                new_folder(own, target if target.exists() else path)
+            source.write(own, edit, draft)
+        elif isinstance(source, CheckpointFile) and not draft.is_whole(own.name):
+            convert, rights = _is_conversion(path, target), permissions(path)
+            onward = target.suffix == _SAFETENSORS
+            with naming(own), draft.file(own, rights, own.name, onward=onward) as output:
+                write = write_safetensors if convert else type(source).write
+                write(source, output, draft.edit(edit))
+        if draft.finish is not None:
+            draft.finish(own)
+        elif isinstance(source, Folder):
+            put_folder(own, target, force=force)
+        else:
+            put_file(own, target, force=force)
+        sync(target.parent)
 
 
 def _path(value: str | os.PathLike[str], argument: str) -> Path:

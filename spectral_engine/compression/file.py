@@ -1,10 +1,7 @@
 """A weight file or folder compressed, and made dense again."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,25 +144,6 @@ def decompress_file(
             rewrite(
                 checkpoint, target, lambda name, tensor: None, select=(), force=force, seen=done
             )
-
-
-@contextmanager
-def compressing(target: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """A path to write a dense file or folder to, which becomes `target`, compressed, at the end.
-
-    Args:
-        target: where the compressed file or folder goes.
-        force: replace an existing target.
-    """
-    aim = Path(os.path.abspath(target))
-    if not force and os.path.lexists(aim):
-        raise FileExistsError(f"{aim} exists already; force=True (--force) would replace it")
-    with tempfile.TemporaryDirectory(prefix=".compressing-", dir=aim.parent) as folder:
-        dense = Path(folder) / (aim.name or "dense")
-        yield dense
-        compress_file(dense, aim, force=force)
-        if dense.is_dir():
-            shutil.rmtree(dense)
 
 
 def _wanted(checkpoint: Checkpoint, selector: Selector, report: CompressReport) -> set[str]:

@@ -4,7 +4,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from spectral_engine._util.checks import boolean, file_path, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine._util.text import natural
 from spectral_engine.checkpoints import Checkpoint, open_checkpoint, rewrite
+from spectral_engine.checkpoints.draft import Draft
 from spectral_engine.distributed.groups import is_first, sharing_group
 from spectral_engine.layers.find import Skipped, reasons
 from spectral_engine.layers.selector import RecipeSelector
@@ -24,6 +27,22 @@ from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
 from spectral_engine.recipe.recipe import Recipe
 from spectral_engine.sparsifying.stacks import sparsify_layer
+
+
+@dataclass
+class Kept:
+    """What a run without calibration has done, and what it keeps for another one.
+
+    draft: where the target grows; None if nothing is kept.
+    rows: by tensor, for those that are written at first.
+    """
+
+    draft: Draft | None = None
+    rows: dict[str, list[LayerReport]] = field(default_factory=dict)
+
+
+#: From an open checkpoint and its plan to what is kept, for as long as the run goes.
+Keep = Callable[[Checkpoint, "FilePlan"], AbstractContextManager[Kept]]
 
 
 def prune_tensors(
@@ -38,6 +57,7 @@ def prune_tensors(
     measure: bool = False,
     force: bool = False,
     progress: Progress[LayerReport] = True,
+    keep: Keep | None = None,
 ) -> PruneReport:
     """Write a pruned copy of a weight file or a folder, without calibration; see `prune_file`.
 
@@ -55,6 +75,7 @@ def prune_tensors(
         targets, ignore: globs over tensor names, with or without ".weight", or "re:..."; class
             names too where the model is known.
         force: replace an existing target.
+        keep: gives what an earlier run has done, and keeps what this one does; None for nothing.
 
     Returns:
         What was done to each tensor, what was left alone and why.
@@ -83,34 +104,47 @@ def prune_tensors(
             recipes, plan.requested, seed, skipped=[*plan.skipped],
             unmatched=[*plan.unmatched], notes=[plan.note],
         )  # fmt: skip
-        with reporting(is_first() and progress, "pruning", len(plan.assigned)) as show:
+        with (
+            nullcontext(Kept()) if keep is None else keep(checkpoint, plan) as kept,
+            reporting(is_first() and progress, "pruning", len(plan.assigned)) as show,
+        ):
+            written = set() if kept.draft is None else set(kept.draft.names)
+            for rows in kept.rows.values():
+                for row in rows:
+                    show(row)
 
-            def prune(name: str, weight: torch.Tensor) -> list[LayerReport]:
-                return [
-                    _prune_in(plan, layer, weight, seed, measure) for layer in plan.by_tensor[name]
-                ]
+            def done(name: str, rows: list[LayerReport]) -> None:
+                kept.rows[name] = rows
+                for row in rows:
+                    show(row)
+
+            def pruned(
+                name: str, weight: torch.Tensor | None = None
+            ) -> tuple[torch.Tensor, list[LayerReport]]:
+                found = checkpoint.read(name) if weight is None else weight
+                layers = plan.by_tensor[name]
+                return found, [_prune_in(plan, one, found, seed, measure) for one in layers]
 
             def transform(name: str, weight: torch.Tensor) -> torch.Tensor:
-                for row in prune(name, weight):
-                    report.layers.append(row)
-                    show(row)
+                weight, rows = pruned(name, weight)
+                done(name, rows)
                 return weight
 
-            def pruned(name: str) -> tuple[torch.Tensor, list[LayerReport]]:
-                weight = checkpoint.read(name)
-                rows = prune(name, weight)
-                return weight, rows
-
             def write(change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-                rewrite(checkpoint, target, change, select=plan.by_tensor, force=force)
+                rewrite(
+                    checkpoint, target, change, select=plan.by_tensor, force=force,
+                    draft=kept.draft,
+                )  # fmt: skip
 
             group = sharing_group()
             if group is None:
                 write(transform)
+                report.layers += chain.from_iterable(kept.rows.values())
             else:
-                costs = {name: _cost(plan, checkpoint, name) for name in plan.by_tensor}
-                shared = SharedTensors(costs, pruned, group)
-                report.layers += shared.written(write, show)
+                report.layers += chain.from_iterable(kept.rows.values())
+                left = [name for name in plan.by_tensor if name not in written]
+                costs = {name: _cost(plan, checkpoint, name) for name in left}
+                report.layers += SharedTensors(costs, pruned, group).written(write, done)
     report.layers.sort(key=lambda layer: natural(layer.name))  # a file has 10 before 2
     report.seconds = time.perf_counter() - start
     return report

@@ -40,14 +40,14 @@ class SharedTensors:
     def written(
         self,
         write: Callable[[Callable[[str, torch.Tensor], torch.Tensor]], None],
-        show: Callable[..., Any],
+        done: Callable[[str, list[LayerReport]], None],
     ) -> list[LayerReport]:
         """Prune all tensors, and write them on the first process.
 
         Args:
             write: called there with a function from a name, and the tensor of the file, to the
                 tensor that is to be written.
-            show: called with each row as it is done.
+            done: called there with a tensor's name and its rows, before it is written.
 
         Returns:
             All rows, on every process.
@@ -63,9 +63,9 @@ class SharedTensors:
 
             def take(name: str, _: torch.Tensor) -> torch.Tensor:
                 while name not in self._waiting:
-                    for row in next(self._steps())[1]:
-                        rows.append(row)
-                        show(row)
+                    found, made = next(self._steps())
+                    rows.extend(made)
+                    done(found, made)
                 return self._waiting.pop(name)[0]
 
             try:

@@ -15,7 +15,7 @@ from spectral_engine.checkpoints.atomic import check_replaceable
 from spectral_engine.checkpoints.rewrite import check_folders
 from spectral_engine.distributed.groups import is_first, sharing_group
 from spectral_engine.distributed.owners import errors_of_all
-from spectral_engine.pruning.file import prune_tensors, refuse_low_rank
+from spectral_engine.pruning.file import refuse_low_rank
 from spectral_engine.pruning.model import as_calibration
 from spectral_engine.pruning.report import CalibrationReport, LayerReport, PruneReport
 from spectral_engine.recipe.methods import Method
@@ -32,6 +32,7 @@ from spectral_engine.streaming.files.unfinished import (
 from spectral_engine.streaming.folder import folder_of, streaming_of, versions
 from spectral_engine.streaming.pieces import IN_MEMORY
 from spectral_engine.streaming.run import Streaming
+from spectral_engine.streaming.uncalibrated import Finish, prune_by_weights
 
 
 def prune_file(
@@ -61,8 +62,10 @@ def prune_file(
     With `calibration` a folder's model is built without its weights, and run one block at a time:
     its weights are read, it is pruned by the inputs that it has behind the pruned blocks before it,
     what it gives goes to the disk, and it is let go of. The result is that of `prune` on the model
-    in memory with `Calibration(batches, sequential=True)`. A run that ends early, by a signal or a
-    full disk, keeps what it has done beside the target, and the same call goes on from there.
+    in memory with `Calibration(batches, sequential=True)`.
+
+    A run that ends early, by a signal or a full disk, keeps what it has done beside the target, and
+    the same call goes on from there. Without calibration, files under 256 MiB are begun anew.
 
     Args:
         source: .safetensors, .pt, .pth, .bin, .npz or a folder; no code of a pickle is run.
@@ -75,8 +78,8 @@ def prune_file(
         targets, ignore: globs over tensor names, with or without ".weight", or "re:..."; class
             names too where the model is known.
         force: replace an existing target.
-        resume: with `calibration`, whether to go on from an earlier run on the target: "auto" if
-            there is one, "required" or not at all, "never". One of other inputs is refused.
+        resume: whether to go on from an earlier run on the target: "auto" if there is one,
+            "required" or not at all, "never". One of other inputs is refused.
         max_memory: bytes that a calibrated run plans to hold beside the program, by an estimate of
             what a block takes while it runs; what moments leave of it saves repeated work. None
             for as much as `Calibration.max_bytes` allows.
@@ -95,11 +98,44 @@ def prune_file(
         >>> report.nnz, report.size
         (12, 48)
     """
+    return prune_into(
+        source, target, recipe, sparsity, calibration=calibration, targets=targets, ignore=ignore,
+        seed=seed, measure=measure, force=force, resume=resume, max_memory=max_memory,
+        progress=progress,
+    )  # fmt: skip
+
+
+def prune_into(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    recipe: Recipe | Method | str | Sequence[Recipe],
+    sparsity: float | None,
+    *,
+    calibration: Any = None,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] | None = None,
+    seed: int = 0,
+    measure: bool = False,
+    force: bool = False,
+    resume: Resume = "auto",
+    max_memory: int | None = None,
+    progress: Progress[LayerReport] = True,
+    finish: Finish | None = None,
+) -> PruneReport:
+    """`prune_file`, with a say in what becomes of the pruned file or folder.
+
+    Args:
+        finish: makes the target of what is pruned, which lies elsewhere, in place of a rename;
+            called by the first of processes that share their work. A run that ends meanwhile does
+            it again from the start.
+
+    The other arguments, the result and the errors are those of `prune_file`.
+    """
     check_resume(resume)
     if calibration is None:
-        return prune_tensors(
+        return prune_by_weights(
             source, target, recipe, sparsity, targets=targets, ignore=ignore, seed=seed,
-            measure=measure, force=force, progress=progress,
+            measure=measure, force=force, progress=progress, resume=resume, finish=finish,
         )  # fmt: skip
     start = time.perf_counter()
     boolean("force", force)
@@ -118,7 +154,9 @@ def prune_file(
                 _require_memory(estimated(streaming), max_memory)
             fingerprint = _fingerprint(path, streaming)
         work = stack.enter_context(unfinished_run(goal, fingerprint, resume))
-        report = _streamed(streaming, checkpoint, goal, work, force=force, progress=progress)
+        report = _streamed(
+            streaming, checkpoint, goal, work, force=force, progress=progress, finish=finish
+        )
     report.seconds = time.perf_counter() - start
     return report
 
@@ -176,13 +214,14 @@ def _streamed(
     *,
     force: bool,
     progress: Progress[LayerReport],
+    finish: Finish | None,
 ) -> PruneReport:
     """Prune a folder's model and write the folder again.
 
     Args:
         streaming: the model. checkpoint: the folder, open. target: the new folder.
         work: what an earlier run has done.
-        force, progress: as for `prune_file`.
+        force, progress, finish: as for `prune_into`.
 
     Returns:
         What was done to each layer, as `prune` would report it.
@@ -193,10 +232,13 @@ def _streamed(
     with errors_of_all(sharing_group()):
         if is_first():
             where = work.where(work.state["done"])
+            pruned = target if finish is None else work.emptied("draft") / target.name
             rewrite(
-                checkpoint, target, lambda name, _: work.read(where[name], name), select=where,
+                checkpoint, pruned, lambda name, _: work.read(where[name], name), select=where,
                 force=force,
             )  # fmt: skip
+            if finish is not None:
+                finish(pruned)
     return PruneReport(
         plan.recipes, plan.requested, streaming.seed, calibration=CalibrationReport(passes),
         layers=rows, skipped=[*plan.skipped], unmatched=[*plan.unmatched],

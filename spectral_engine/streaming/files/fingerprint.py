@@ -21,17 +21,17 @@ _PLACES = 16
 def fingerprint_of(
     source: Path,
     recipes: Sequence[Recipe],
-    calibration: Calibration,
+    calibration: Calibration | None,
     versions: Mapping[str, str],
     **arguments: Any,
 ) -> dict[str, Any]:
-    """What the bytes of a calibrated pruning depend on, by what it is of.
+    """What the bytes of a pruning depend on, by what it is of.
 
     Args:
-        source: a folder of weights. A file counts as the same while its size, its time and what is
-            read at some places of it are.
-        recipes, calibration: of the run. Of a function, such as `positions`, its name and its
-            code count.
+        source: a file or a folder of weights. A file counts as the same while its size, its time
+            and what is read at some places of it are.
+        recipes, calibration: of the run; None without calibration. Of a function, such as
+            `positions`, its name and its code count.
         versions: of packages that compute, by name.
         arguments: other arguments of the run, plain values.
 
@@ -41,11 +41,13 @@ def fingerprint_of(
     return {
         "source": {
             str(path.relative_to(source)): _of_file(path)
-            for path in sorted(source.rglob("*"))
+            for path in (sorted(source.rglob("*")) if source.is_dir() else [source])
             if path.is_file()
         },
         "recipe": [recipe.to_dict() for recipe in recipes],
-        "calibration": {
+        "calibration": None
+        if calibration is None
+        else {
             "batches": [_digest(batch) for batch in calibration.batches],
             "forward": _of_function(calibration.forward),
             "positions": _of_function(calibration.positions),

@@ -5,6 +5,7 @@
         state.json               which steps are done, and what a report says of them
         step-0003.safetensors    the tensors that step 3 has changed, under the files' names
         outputs/                 what the steps gave, from which the next ones start
+        draft/                   without calibration: the target as far as it is written
 
 A step counts once state.json says so, which is renamed into place after all else of the step is on
 the disk: whatever kills a run, at most the step that it was at is done again. Of processes that
@@ -55,6 +56,13 @@ class Unfinished:
         self.path = path
         self.outputs = path / "outputs"
         self.state: dict[str, Any] = {}
+
+    def emptied(self, name: str) -> Path:
+        """A folder of this name in that of the run, with nothing in it."""
+        found = self.path / name
+        remove(found)
+        found.mkdir()
+        return found
 
     def store(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """See the tensors that a step changed to the disk; they count once it is committed."""

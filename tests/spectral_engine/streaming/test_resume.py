@@ -57,7 +57,7 @@ def test_killed_runs_end_in_the_same_bytes(tmp_path):
     """Catches a run that is ended by SIGKILL, SIGTERM or a full disk and leaves a half-written
     target, loses more than a step, or ends in other bytes than one that is left alone."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.streaming.kills", str(tmp_path), "2", "2"],
+        [sys.executable, "-m", "tests.support.streaming.kills", str(tmp_path), "4", "2"],
         capture_output=True,
         text=True,
         check=False,
