@@ -65,7 +65,7 @@ def test_a_dry_run_does_nothing(call, tmp_path):
         (("--max-memory", "much"), "max_memory: expected a size such as 2G"),
         (("--max-memory", "1K"), "max_memory: expected at least"),
         (("--resume", "required"), "resume: expected an unfinished run"),
-        (("--resume", "required", "--compress"), "resume: expected auto or never"),
+        (("--resume", "required", "--compress"), "resume: expected an unfinished run"),
         (("--length", 100), "expected at least 100 tokens"),
     ],
     ids=["no size", "too small", "nothing to resume", "compressed", "too short"],
