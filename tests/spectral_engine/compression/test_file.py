@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import spectral_engine as se
 from spectral_engine.checkpoints import CheckpointError, open_checkpoint
 from spectral_engine.checkpoints.formats.safetensors_format import SafetensorsFile
 from spectral_engine.checkpoints.sparse import layout
-from spectral_engine.compression.file import compressing
+from spectral_engine.streaming.api import prune_into
 from tests.support.sparse_weights import equal_bits, mixed, pruned, save, weights
 
 SHARD = "model-0000{}-of-00002.safetensors"
@@ -304,11 +305,11 @@ def test_arguments_that_do_not_fit(tmp_path):
 def test_what_is_pruned_into_a_compressed_file(tmp_path):
     """Catches the dense file left beside the compressed one, or an existing one replaced."""
     dense, small = save(tmp_path / "dense.safetensors"), tmp_path / "small.safetensors"
-    with compressing(small) as middle:
-        se.prune_file(dense, middle, "magnitude", 0.9)
+    finish = partial(se.compress_file, target=small)
+    prune_into(dense, small, "magnitude", 0.9, finish=finish)
     assert sorted(one.name for one in tmp_path.iterdir()) == [dense.name, small.name]
     with open_checkpoint(small) as checkpoint:
         weight = checkpoint.read("full.weight")
     assert int((weight == 0).sum()) == round(0.9 * 25)
-    with pytest.raises(FileExistsError), compressing(small):
-        pass
+    with pytest.raises(FileExistsError):
+        prune_into(dense, small, "magnitude", 0.9, finish=finish)
