@@ -16,8 +16,8 @@ NEXT = """What next:
   spectral-engine compress PRUNED -o SMALL
   spectral-engine demo --all
 
-FOLDER is a Hugging Face folder or a weight file of yours. In Python, with
-batches of its inputs: se.prune(model, "auto", 0.5, calibration=batches)"""
+FOLDER is a Hugging Face folder or a weight file of yours. In Python:
+se.prune(model, "auto", 0.5), and better with calibration=batches of inputs."""
 
 
 def demo(

@@ -48,8 +48,8 @@ def plot_accuracy(rows: Sequence[Sequence[Outcome]], dense: float, path: Path) -
     at = [
         next(one for one in outcomes if abs(one.sparsity - SPARSITY) < 0.005) for outcomes in rows
     ]
-    told = ", ".join(f"{one.accuracy:.0%}" for one in at)
-    axes.set_title(f"{SPARSITY:.0%} zeros: {told} right, of {dense:.0%}", loc="left")
+    told = ", ".join(f"{one.accuracy:.1%}" for one in at)
+    axes.set_title(f"{SPARSITY:.0%} zeros: {told} right, of {dense:.1%}", loc="left")
     _plain(axes)
     return _save(figure, path)
 
@@ -72,13 +72,13 @@ def plot_spectrum(outcomes: Sequence[Outcome], dense: NDArray[np.float64], path:
     ends = {"dense": (float(dense[-1]), _DENSE)}
     for one, colour in zip(outcomes, _COLOURS, strict=False):
         axes.plot(index, one.values, color=colour, linewidth=2)
-        ends[f"{one.way.label}: {one.kept:.0%}"] = (float(one.values[-1]), colour)
+        ends[f"{one.way.label}: {one.kept:.1%}"] = (float(one.values[-1]), colour)
     high = 1.05 * float(max(dense[0], *(one.values.max() for one in outcomes)))
     axes.set_ylim(0.0, high)
     _label(axes, float(index[-1]), ends, 0.0, high)
     axes.set_xlabel(f"the {RANK} leading singular directions of fc1")
     axes.set_ylabel("what is left of the singular value")
-    kept = ", ".join(f"{one.kept:.0%}" for one in outcomes)
+    kept = ", ".join(f"{one.kept:.1%}" for one in outcomes)
     axes.set_title(f"{SPARSITY:.0%} zeros: {kept} of the spectrum is kept", loc="left")
     _plain(axes)
     return _save(figure, path)

@@ -96,7 +96,7 @@ def test_the_story_is_what_the_library_does(told, outcomes):
     """Catches figures of another network, recipe or sparsity, calibration images that accuracy is
     measured on, and a measure of the spectrum that what is lost does not lower."""
     model = load_pretrained()
-    se.prune(model, "spectral", 0.9)
+    se.prune(model, "auto", 0.9)
     dense, pruned = (one.fc1.weight.detach().double() for one in (load_pretrained(), model))
     U, S, Vh = torch.linalg.svd(dense)
     lost = U[:, :64].T @ (dense - pruned) @ Vh[:64].T
@@ -104,9 +104,9 @@ def test_the_story_is_what_the_library_does(told, outcomes):
     assert outcomes[1].kept == pytest.approx(kept, abs=1e-6)
     assert outcomes[1].values.shape == told.values.shape == (64,)
     assert [round(one.sparsity, 2) for one in outcomes] == [0.9, 0.9, 0.9]
-    magnitude, spectral, calibrated = (one.accuracy for one in outcomes)
-    assert 0.2 < magnitude < spectral < calibrated <= 1.0
-    assert outcomes[0].kept < outcomes[1].kept < outcomes[2].kept < 1.0
+    magnitude, no_data, calibrated = (one.accuracy for one in outcomes)
+    assert 0.2 < magnitude < no_data <= calibrated + 0.02 <= 1.0
+    assert outcomes[0].kept < min(outcomes[1].kept, outcomes[2].kept) < 1.0
     assert len(told.inputs) == 1000
     assert len(told.images) == len(told.labels) == 200
     assert not torch.equal(told.images[0], told.inputs[0])
