@@ -49,6 +49,8 @@ def compress(
         write_model_card(output, report)
     show(report, report_file, as_json, output=str(output))
     if not as_json:
+        if not report.weights:
+            typer.echo("nothing was compressed: is IN pruned? `spectral-engine prune` comes first")
         typer.echo(f"wrote {output}, {report.ratio:.1%} of the dense weights")
 
 

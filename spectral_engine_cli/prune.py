@@ -60,13 +60,14 @@ def prune(
         ),
     ],
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help=f"{', '.join(PRESETS)}; or a .toml file of recipes",
+            help=f"{', '.join(PRESETS)}; or a .toml file of recipes; if not given, magnitude, and "
+            "with --calibration auto",
             autocompletion=lambda: list(PRESETS),
         ),
-    ] = "magnitude",
+    ] = None,
     sparsity: Annotated[
         float | None,
         typer.Option(help="fraction of zeros, in [0, 1); if not given, the recipe's, or 0.9"),
@@ -117,7 +118,7 @@ def prune(
 
     require_report(report_file)
     require_card(model_card, source)
-    chosen = recipe_of_text(recipe)
+    chosen = recipe_of_text(recipe or ("magnitude" if calibration is None else "auto"))
     options: dict[str, Any] = {"targets": targets or None, "ignore": ignore or None}
     if calibration is not None:
         options["calibration"] = token_batches(source, calibration, samples, length, batch)

@@ -143,7 +143,10 @@ def _calibration(report: PruneReport) -> str:
     if report.calibration is None:
         return "none"
     seen = [layer.samples for layer in report.layers if layer.samples is not None]
-    return f"{min(seen)} to {max(seen)} inputs a layer" if seen else "inputs that reached no layer"
+    if not seen:
+        return "inputs that reached no layer"
+    fewest, most = min(seen), max(seen)
+    return f"{fewest} inputs a layer" if fewest == most else f"{fewest} to {most} inputs a layer"
 
 
 def _compressed(report: CompressReport) -> dict[str, Any]:

@@ -161,8 +161,9 @@ def warm_up() -> None:
                     model, way.recipe, SPARSITY, progress=False, masks=False, measure=True,
                     calibration=[inputs] if way.calibrated else None,
                 )  # fmt: skip
-        wide = nn.Sequential(nn.Linear(1024, 1024))  # enough for a product by several threads
-    wide[0].weight.data.mul_(100.0).round_()  # ties, of which some are kept
+        linear = nn.Linear(1024, 1024)  # enough for a product by several threads
+    linear.weight.data.mul_(100.0).round_()  # ties, of which some are kept
+    wide = nn.Sequential(linear)
     prune(wide, "magnitude", SPARSITY, progress=False, masks=False)
     for pruned, width in ((model, 32), (wide, 1024)):
         compress(pruned)

@@ -117,6 +117,8 @@ _ERRORS = (
 )
 _HINT = "Errors and singular values were not measured: measure=True, or --measure, does."
 _CAPTION = "errors are relative; values: leading singular values, mean"
+#: Where a refit follows the outputs, which a reader might take for a fault.
+_REFITTED = "; fitted to outputs, weights may be far from the dense ones and still do as these do"
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,13 @@ class PruneReport(Report):
         measured = any(layer.spectral is not None for layer in self.layers)
         ranked = any(_rank(layer) is not None for layer in self.layers)
         several, fitted = len(self.recipes) > 1, self.reconstruction
-        which = [f"recipe {at}: {one!r}" for at, one in enumerate(self.recipes, 1) if several]
+        refitted = fitted is not None or any(
+            one.refit is not None and one.refit.needs_inputs for one in self.recipes
+        )
+        which = [
+            f"recipe {at}: {one!r}" if several else f"recipe: {one!r}"
+            for at, one in enumerate(self.recipes, 1)
+        ]
         columns = [
             Column("shape"),
             *([Column("recipe", "its number in the list of recipes", page_only=True)] * several),
@@ -231,7 +239,7 @@ class PruneReport(Report):
             ],
         )  # fmt: skip
         return Sheet(
-            title=f"{self.title}, sparsity {self.requested:.1%}",
+            title=f"{counted(len(self.layers), 'weight')} pruned, {self.sparsity:.1%} zeros",
             facts=self._facts(),
             warnings=self._warnings(),
             listed=by_reason("left alone", ((one.name, one.reason) for one in self.skipped)),
@@ -239,7 +247,7 @@ class PruneReport(Report):
             columns=columns,
             rows=rows,
             total=total,
-            caption=_CAPTION if measured else "",
+            caption=(_CAPTION + _REFITTED * refitted) if measured else "",
             hint="" if measured else _HINT,
         )
 

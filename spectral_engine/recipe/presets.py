@@ -122,7 +122,10 @@ def as_recipe(
         raise TypeError(f"recipe: expected a Recipe, a method or a preset's name; got {value!r}")
     if found.needs_inputs and not calibrated:
         name = f"{value!r}" if isinstance(value, str) else f"{found!r}"
-        raise ValueError(f"calibration: {name} needs calibration inputs; got none")
+        raise ValueError(
+            f"calibration: {name} needs calibration inputs; got none "
+            "(calibration=batches, or --calibration FILE)"
+        )
     return found
 
 

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from spectral_engine._util.checks import boolean, file_path, integer
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.calibration.request import Calibration
@@ -21,6 +23,7 @@ from spectral_engine.pruning.report import CalibrationReport, LayerReport, Prune
 from spectral_engine.recipe.methods import Method
 from spectral_engine.recipe.presets import as_recipes
 from spectral_engine.recipe.recipe import Recipe
+from spectral_engine.reconstruction.units import alike
 from spectral_engine.streaming.estimate import Estimate, estimated
 from spectral_engine.streaming.files.fingerprint import fingerprint_of
 from spectral_engine.streaming.files.unfinished import (
@@ -267,8 +270,13 @@ def _streaming(
             f"recipe: reconstruction runs the dense model beside the pruned one; got {fitted!r}. "
             f"{IN_MEMORY}"
         )
+
+    def chosen(model: nn.Module) -> Sequence[Recipe]:
+        """The recipes, of which "auto" shares alike where blocks are of one form."""
+        return as_recipes(recipe, sparsity, calibrated=True, alike=alike(model), reconstructs=False)
+
     return streaming_of(
-        checkpoint, recipes, source, targets=targets, ignore=ignore, seed=seed, measure=measure,
+        checkpoint, chosen, source, targets=targets, ignore=ignore, seed=seed, measure=measure,
         max_memory=max_memory,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """A folder's model made ready to be pruned where it lies: built without weights, and planned."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import metadata
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from spectral_engine.calibration.batches import held
 from spectral_engine.calibration.request import Calibration
@@ -24,7 +25,7 @@ from spectral_engine.streaming.run import Streaming
 
 def streaming_of(
     checkpoint: Checkpoint,
-    recipes: Sequence[Recipe],
+    recipes: Callable[[nn.Module], Sequence[Recipe]],
     calibration: Calibration,
     *,
     targets: Any,
@@ -37,7 +38,7 @@ def streaming_of(
 
     Args:
         checkpoint: a folder whose config.json names an architecture that transformers knows.
-        recipes, calibration: of the run.
+        recipes: gives those of the run, once the model is known. calibration: of the run.
         targets, ignore, seed, measure, max_memory: as for `prune_file`.
 
     Raises:
@@ -65,7 +66,7 @@ def streaming_of(
             )
         raise ValueError(f"calibration: {path}: {said}. {IN_MEMORY}")
     return streaming_model(
-        model, checkpoint, recipes, calibration, targets=targets, ignore=ignore, seed=seed,
+        model, checkpoint, recipes(model), calibration, targets=targets, ignore=ignore, seed=seed,
         measure=measure, max_memory=max_memory,
     )  # fmt: skip
 

@@ -11,8 +11,10 @@ Texts are tokenised by the folder's own tokenizer and joined, its end-of-text to
 and cut into samples of one length; what is left over at the end is left out.
 """
 
+import errno
 import importlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ def token_batches(
 
     Raises:
         ValueError, TypeError: the file holds less than one sample, or something else.
+        FileNotFoundError: there is no such file.
         ModuleNotFoundError: there is text, and no transformers to tokenise it.
 
     Example:
@@ -57,7 +60,8 @@ def token_batches(
     rows = ids if ids.ndim == 2 else ids[: len(ids) // length * length].reshape(-1, length)
     if rows.shape[1] < length or not len(rows):
         raise ValueError(
-            f"calibration: expected at least {length} tokens in {file}; found {ids.shape[-1]}"
+            f"calibration: expected at least {length} tokens in {file}; found {ids.shape[-1]}; "
+            "give more, or a smaller length (--length)"
         )
     chosen = rows[:samples, :length].long()
     return [{"input_ids": one.clone()} for one in torch.split(chosen, batch)]
@@ -65,6 +69,8 @@ def token_batches(
 
 def _ids(folder: Path, file: Path, wanted: int) -> torch.Tensor:
     """Token ids (N,) or (S, T)."""
+    if not file.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
     if file.suffix == ".npy":
         values = np.load(file, allow_pickle=False)
         return _checked(torch.from_numpy(np.ascontiguousarray(values)), file)

@@ -74,7 +74,10 @@ def entries_to_keep(size: int, sparsity: float | None) -> int:
     if not is_number(sparsity):
         raise TypeError(f"sparsity: expected a number; got {type(sparsity).__name__}")
     if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity: expected the fraction of zeros, in [0, 1); got {sparsity!r}")
+        hint = f"; {sparsity:g} % is {sparsity / 100:g}" if 1.0 < sparsity < 100.0 else ""
+        raise ValueError(
+            f"sparsity: expected the fraction of zeros, in [0, 1); got {sparsity!r}{hint}"
+        )
     return size - round(float(sparsity) * size)
 
 

@@ -79,7 +79,7 @@ def test_a_second_card_takes_the_place_of_the_first(folder):
     first = (folder / "README.md").read_text()
     se.write_model_card(folder, report)
     assert (folder / "README.md").read_text() == first
-    assert said(folder)[0]["spectral_engine_pruned"]["calibration"] == "16 to 16 inputs a layer"
+    assert said(folder)[0]["spectral_engine_pruned"]["calibration"] == "16 inputs a layer"
 
 
 def test_the_command_line_writes_one_if_asked(folder, tmp_path):

@@ -25,8 +25,9 @@ def call(tmp_path, monkeypatch, capsys):
         lambda *_, **__: (without_weights(Decoder), "Decoder"),
     )
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        words = ["prune", "in", "-o", "out", "--recipe", "wanda", "--sparsity", 0.5]
+    def run(*arguments: object, recipe: str | None = "wanda") -> tuple[int, str, str]:
+        words = ["prune", "in", "-o", "out", "--sparsity", 0.5]
+        words += [] if recipe is None else ["--recipe", recipe]
         words += ["--calibration", "ids.npy", "--samples", 3, "--length", 8, *arguments]
         monkeypatch.setattr(sys, "argv", ["spectral-engine", *map(str, words)])
         with pytest.raises(SystemExit) as left:
@@ -47,6 +48,16 @@ def test_a_run_equals_the_api(call, tmp_path):
     se.prune_file("in", "api", "wanda", 0.5, calibration=inputs)
     for path in (tmp_path / "api").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+
+
+def test_calibration_alone_is_used(call):
+    """Catches a text that is read and then ignored, since magnitude needs none, and blocks of one
+    form that do not share alike as they do in memory."""
+    status, out, err = call("--json", recipe=None)
+    assert status == 0, err
+    [recipe] = json.loads(out)["recipes"]
+    assert recipe["refit"]["name"] == "alps"
+    assert recipe["budget"]["name"] == "uniform"
 
 
 def test_a_dry_run_does_nothing(call, tmp_path):
