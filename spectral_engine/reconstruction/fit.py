@@ -11,7 +11,6 @@ others it is relative to the energy over all batches.
 
 import copy
 import math
-import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,8 @@ from spectral_engine.calibration.batches import copied, tensors_of
 from spectral_engine.calibration.inputs import Call
 from spectral_engine.recipe.reconstruction import Reconstruction
 from spectral_engine.reconstruction.norms import batch_norms, reestimate
+from spectral_engine.reconstruction.trainer import Trainer, turns
 
-#: Steps over which the rate rises to its first value, as a share of all.
-WARM_UP = 0.1
-#: Adam's decay of the mean of gradients, and of the mean of their squares: of few steps, short.
-BETAS = (0.9, 0.99)
 #: A position's energy counts for at least this share of the mean one.
 LEAST_ENERGY = 0.2
 #: Classes of normalisations of each position by itself.
@@ -102,6 +98,22 @@ class _Scale:
         return (relative * weight).sum() / weight.sum().clamp(min=1e-30)
 
 
+def trainable(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that gradients pass through, in float32 where it was in less."""
+    twin = copy.deepcopy(module).eval()
+    if any(p.is_floating_point() and p.itemsize < 4 for p in twin.parameters()):
+        twin.float()
+    recurrent_trainable(twin)
+    return twin
+
+
+def recurrent_trainable(module: nn.Module) -> None:
+    """Make ready what cuDNN has no gradient of in evaluation mode; without dropout both agree."""
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):
+            part.dropout, part.training = 0.0, True
+
+
 def fit(
     module: nn.Module,
     zeros: Mapping[str, torch.Tensor],
@@ -117,12 +129,8 @@ def fit(
         examples: at least one; of `APART` or more the last ones judge.
         settings: steps and rate.
     """
-    twin = copy.deepcopy(module).eval()
-    for part in twin.modules():
-        if isinstance(part, nn.RNNBase):  # cuDNN has no gradient of one in evaluation mode
-            part.dropout, part.training = 0.0, True
-    if any(p.is_floating_point() and p.itemsize < 4 for p in twin.parameters()):
-        twin.float()
+    twin = trainable(module)
+    if any(p.is_floating_point() and p.itemsize < 4 for p in module.parameters()):
         examples = [_widened(one) for one in examples]
     apart = len(examples) // APART
     shown, judges = examples[: len(examples) - apart], examples[len(examples) - apart :]
@@ -130,33 +138,11 @@ def fit(
     scales = [_Scale.of(examples, i, by_position) for i in range(len(examples[0].targets))]
     before = _error(twin, judges or shown, scales)
     _reestimate_if_better(twin, shown, judges or shown, scales, before)
-    held = set(fixed)
-    trained = {
-        name: p for name, p in twin.named_parameters() if p.is_floating_point() and name not in held
-    }
-    for name, p in twin.named_parameters():
-        p.requires_grad_(name in trained)
-    groups = [
-        {"params": [p], "lr": settings.rate * _size(p), "rate": settings.rate * _size(p)}
-        for p in trained.values()
-    ]
-    optimizer = torch.optim.Adam(groups, betas=BETAS) if groups else None
-    for step, one in enumerate(_turns(shown, settings.steps)):
-        if optimizer is None:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * _schedule(step, settings.steps)
+    trainer = Trainer(twin, zeros, set(fixed), settings.rate, settings.steps)
+    for one in turns(shown, settings.steps):
         with torch.enable_grad():
-            loss = _loss(twin, one, scales)
-            if not loss.requires_grad:
+            if not trainer.step(_loss(twin, one, scales)):
                 break  # nothing of it reaches an output
-            loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for name, zero in zeros.items():
-                if name in trained:
-                    trained[name].masked_fill_(zero, 0.0)
     return Fitted(twin, before, _error(twin, judges or shown, scales))
 
 
@@ -178,28 +164,6 @@ def _reestimate_if_better(
         better = False
     if not better:
         twin.load_state_dict(kept)
-
-
-def _turns(examples: Sequence[Example], steps: int) -> Iterable[Example]:
-    """One example a step, all in turn, in another order each time."""
-    shuffle, order = random.Random(0), list(range(len(examples)))
-    for step in range(steps):
-        place = step % len(examples)
-        if place == 0:
-            shuffle.shuffle(order)
-        yield examples[order[place]]
-
-
-def _schedule(step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / (WARM_UP * steps))
-    return warm * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-
-
-def _size(parameter: torch.Tensor) -> float:
-    """The root mean square of what is not 0, 1 where all is."""
-    values = parameter.detach()
-    count = int(torch.count_nonzero(values))
-    return float(values.double().square().sum() / count) ** 0.5 if count else 1.0
 
 
 def _loss(module: nn.Module, one: Example, scales: Sequence[_Scale]) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""Fit a pruned model to the dense one it came from, block by block.
+"""Fit a pruned model to the dense one it came from, block by block, then as a whole.
 
 A block's inputs are those that it has behind the blocks fitted before it, and its targets what the
 dense block gives behind the dense ones: each makes up for what those before it lost. One block at a
-time is copied and trained, so that memory grows with the largest block and not with the model.
+time is copied and trained, so that memory grows with the largest block and not with the model. What
+follows of the model as a whole, see `whole.py`, is only done if asked.
 """
 
 import time
@@ -24,8 +25,9 @@ from spectral_engine.recipe.reconstruction import Reconstruction
 from spectral_engine.reconstruction.capture import Runner
 from spectral_engine.reconstruction.fit import Example, Fitted, fit, outputs_of
 from spectral_engine.reconstruction.norms import batch_norms
-from spectral_engine.reconstruction.report import BlockReport, ReconstructReport
+from spectral_engine.reconstruction.report import WHOLE, BlockReport, ReconstructReport
 from spectral_engine.reconstruction.units import units_of
+from spectral_engine.reconstruction.whole import fit_whole
 
 
 def reconstruct(
@@ -35,20 +37,23 @@ def reconstruct(
     *,
     steps: int = 64,
     rate: float = 0.01,
+    whole: int = 0,
+    whole_rate: float = 0.0005,
     progress: Progress[BlockReport] = True,
 ) -> ReconstructReport:
     """Fit a pruned model to the dense one, block by block, in place; its zeros stay zero.
 
     All kept weights, biases and normalisations of a block are trained together, by Adam, to give
     what the dense block gives; statistics of batch normalisation are measured again. Blocks are the
-    repeated modules of a ModuleList or Sequential; a model without them is fitted as a whole.
+    repeated modules of a ModuleList or Sequential; a model without them is one block. With `whole`
+    the model is then trained as a whole to answer as the dense one does.
 
     Args:
         model: pruned, whole or in part. Blocks without a pruned weight or a batch normalisation
             are left alone, and so are parameters that modules outside of the block share.
         dense: the model before it was pruned, such as a `copy.deepcopy`; it is left as it was.
         calibration: batches of the model's inputs, or a `Calibration` of them.
-        steps, rate: see `Reconstruction`.
+        steps, rate, whole, whole_rate: see `Reconstruction`.
         progress: True for a bar on a terminal, False for none, or a function of each block's row.
 
     Returns:
@@ -68,7 +73,7 @@ def reconstruct(
         True
     """
     check_progress(progress)
-    settings = Reconstruction(steps=steps, rate=rate)
+    settings = Reconstruction(steps=steps, rate=rate, whole=whole, whole_rate=whole_rate)
     found = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
     return reconstruct_blocks(model, dense, found, settings, progress=progress)
 
@@ -88,6 +93,21 @@ def reconstruct_blocks(
     zeros, pruned = _zeros(model, dense)
     calibration = replace(calibration, batches=held(calibration.batches))
     report = ReconstructReport(settings)
+    if settings.steps:
+        _fit_blocks(model, dense, calibration, settings, (zeros, pruned), save, progress, report)
+    if settings.whole:
+        _fit_whole(model, dense, calibration, settings, zeros, save, report)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _fit_blocks(
+    model: nn.Module, dense: nn.Module, calibration: Calibration, settings: Reconstruction,
+    found: tuple[dict[str, torch.Tensor], set[str]], save: Callable[[torch.Tensor], None],
+    progress: Progress[BlockReport], report: ReconstructReport,
+) -> None:  # fmt: skip
+    """Each block that holds something pruned, or a batch normalisation; `found` by `_zeros`."""
+    zeros, pruned = found
     wanted = {
         name: unit
         for name, unit in units_of(model).items()
@@ -122,8 +142,27 @@ def reconstruct_blocks(
             )  # fmt: skip
             report.blocks.append(row)
             show(row)
-    report.seconds = time.perf_counter() - start
-    return report
+
+
+def _fit_whole(
+    model: nn.Module, dense: nn.Module, calibration: Calibration, settings: Reconstruction,
+    zeros: Mapping[str, torch.Tensor], save: Callable[[torch.Tensor], None],
+    report: ReconstructReport,
+) -> None:  # fmt: skip
+    """The model as it is now, trained as a whole."""
+    begun = time.perf_counter()
+    try:
+        fitted = fit_whole(model, dense, calibration, zeros, settings.whole, settings.whole_rate)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:  # an operator without a gradient
+        report.left[WHOLE] = f"it cannot be trained: {str(error).splitlines()[0]}"
+        return
+    kept = fitted.after < fitted.before
+    if kept:
+        _take_over(model, fitted, save)
+    seconds = time.perf_counter() - begun
+    report.whole = BlockReport(WHOLE, fitted.before, fitted.after, kept, seconds)
 
 
 def _zeros(model: nn.Module, dense: nn.Module) -> tuple[dict[str, torch.Tensor], set[str]]:
