@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import spectral_engine as se
 from bench import tidy
 from bench.quality import language
 from bench.quality.networks import language as networks
@@ -76,12 +77,13 @@ def test_every_setting_has_a_recipe():
     """Catches a label that stands for no recipe anywhere, or for that of another."""
     found = {}
     for label in language.settings():
-        recipes = [language.recipe_of(label, share, 8) for share in (0.5, 0.7)]
+        recipes = [language.recipe_of(label, share) for share in (0.5, 0.7)]
         if recipes[0] is not None:
-            found[label] = recipes[0]
+            end = label.removeprefix(language.start_of(label))
+            found[label] = (recipes[0], language.ENDS[end](8))
             assert recipes[1] is None or recipes[1].budget.target == 0.7, label
-    plain = {label: recipe for label, recipe in found.items() if not label.startswith("auto")}
-    assert len(set(plain.values())) == len(plain)
+    assert len(set(found.values())) == len(found)
+    assert found["wanda + whole"][1] == se.Reconstruction(steps=0, whole=8)
 
 
 def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -99,11 +101,16 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
         )  # fmt: skip
 
     run(["wanda"])
-    run(["wanda", "least-squares + blocks"])
-    assert len(measured) == 2
+    run(["wanda", "least-squares + blocks", "least-squares + whole"])
+    assert len(measured) == 3
     _, rows = tidy.read(path)
     found = {(row.setting, row.metric): row.value for row in rows}
-    assert {row.setting for row in rows} == {"dense", "wanda", "least-squares + blocks"}
+    assert {row.setting for row in rows} == {
+        "dense",
+        "wanda",
+        "least-squares + blocks",
+        "least-squares + whole",
+    }
     assert found["wanda", "reached"] == pytest.approx(0.5, abs=0.01)
     with pytest.raises(language.typer.BadParameter, match="another command"):
         run(["wanda"], steps=5)

@@ -82,7 +82,9 @@ def test_the_divergence_of_unseen_batches_falls_and_what_is_fixed_stays():
     )
     assert divergence(sparse, dense, held) < 0.6 * before, report
     assert report.blocks == []
-    assert report.whole is not None and report.whole.kept and report.whole.name == WHOLE
+    assert report.whole is not None
+    assert report.whole.kept
+    assert report.whole.name == WHOLE
     for name, where in zero.items():
         if name.endswith("weight"):
             assert bool((sparse.get_parameter(name)[where] == 0).all()), name
@@ -148,7 +150,8 @@ def test_what_does_worse_on_the_batches_apart_is_not_taken_over():
     report = se.reconstruct(
         sparse, dense, tokens(8), steps=0, whole=3, whole_rate=1.0, progress=False
     )
-    assert report.whole is not None and not report.whole.kept
+    assert report.whole is not None
+    assert not report.whole.kept
     assert "did not fall" in report.line()
     assert all(torch.equal(x, before[name]) for name, x in sparse.state_dict().items())
 
@@ -162,7 +165,8 @@ def test_prune_does_it_by_a_recipe(dtype):
     fit = se.Reconstruction(steps=0, whole=40, whole_rate=0.02)
     recipe = se.Recipe(budget=se.Uniform(0.6), reconstruction=fit)
     report = se.prune(model, recipe, calibration=tokens(16), targets=["Linear"], progress=False)
-    assert report.reconstruction is not None and report.reconstruction.whole.kept
+    assert report.reconstruction is not None
+    assert report.reconstruction.whole.kept
     plain = copy.deepcopy(dense)
     se.prune(plain, "magnitude", 0.6, targets=["Linear"], progress=False)
     held = tokens(4, seed=3)
