@@ -5,7 +5,7 @@ The engine imports PyTorch, which takes seconds; a test holds these to what the 
 
 PRESETS = (
     "magnitude", "randomized", "principal", "aligned", "spectral", "wanda", "least-squares",
-    "sparsegpt", "alps", "auto",
+    "sparsegpt", "alps", "auto", "best",
 )  # fmt: skip
 METHODS = ("magnitude", "randomized", "principal", "aligned")
 MODELS = ("llama-7b", "llama-70b", "minilm", "vgg19")

@@ -12,7 +12,8 @@
 | sparsegpt     | with inputs: mask and values column after column (arXiv 2301.00774)             |
 | alps          | with inputs: a mask by ADMM, then least squares (arXiv 2406.07831)              |
 | auto          | with inputs "alps" by row, layers sharing by ERK, blocks of one form alike, and |
-|               | then each block reconstructed; without inputs see below                         |
+|               | then fitted to the dense model for a few steps; without inputs see below        |
+| best          | with inputs: as "auto", and trained for longer towards the dense model          |
 
 "auto" with inputs is what docs/quality.md speaks for: "alps" with ERK was ahead of "uniform" on
 LeNet, g2p and CREPE by up to .09, and on MiniLM at most .003 behind. On a language model it is
@@ -46,15 +47,28 @@ PRESETS: dict[str, Recipe] = {
     "sparsegpt": Recipe(Magnitude(), refit=SparseGPT()),
     "alps": Recipe(Magnitude(), refit=ALPS()),
     "auto": Recipe(Magnitude()),
+    "best": Recipe(
+        Magnitude(),
+        budget=ERK(group="row"),
+        refit=ALPS(),
+        reconstruction=Reconstruction(steps=64, whole=128),
+        fallback=Recipe(Magnitude()),
+    ),
 }
 #: What "auto" is where there are calibration inputs.
-CALIBRATED_AUTO = Recipe(
-    Magnitude(),
-    budget=ERK(group="row"),
-    refit=ALPS(),
-    reconstruction=Reconstruction(),
-    fallback=PRESETS["magnitude"],
-)
+CALIBRATED_AUTO = replace(PRESETS["best"], reconstruction=Reconstruction(steps=64))
+#: Where blocks of one form hold most of a model, as those of a language model do, they share alike,
+#: and training the whole gains more than fitting each block, at the same price a step.
+_OF_BLOCKS_ALIKE = {
+    "auto": replace(
+        CALIBRATED_AUTO,
+        budget=Uniform(group="row"), reconstruction=Reconstruction(steps=0, whole=16),
+    ),
+    "best": replace(
+        CALIBRATED_AUTO,
+        budget=Uniform(group="row"), reconstruction=Reconstruction(steps=0, whole=128),
+    ),
+}  # fmt: skip
 
 
 def preset(name: str, sparsity: float | None = None, *, calibrated: bool = False) -> Recipe:
@@ -97,10 +111,10 @@ def as_recipe(
         value: a `Recipe`, a preset's name, or a method, which stands for a recipe of it alone.
         sparsity: replaces that of the recipe's budget; None leaves it.
         calibrated: whether there are calibration inputs.
-        alike: whether the model is made of blocks of one form, which decides how "auto" with
-            inputs shares its budget.
+        alike: whether the model is made of blocks of one form, which decides how "auto" and
+            "best" share their budget.
         reconstructs: whether blocks can be reconstructed where it is carried out; elsewhere "auto"
-            leaves it out.
+            and "best" leave it out.
 
     Raises:
         TypeError, ValueError: none of these; or a recipe that needs inputs where there are none.
@@ -111,12 +125,9 @@ def as_recipe(
         found = value.at(sparsity)
     elif isinstance(value, str):
         found = _preset("recipe", value, calibrated)
-        if found is CALIBRATED_AUTO:
-            found = replace(
-                found,
-                budget=Uniform(group="row") if alike else found.budget,
-                reconstruction=found.reconstruction if reconstructs else None,
-            )
+        if found.reconstruction is not None:
+            found = _OF_BLOCKS_ALIKE[value] if alike else found
+            found = found if reconstructs else replace(found, reconstruction=None)
         found = found.at(sparsity)
     else:
         raise TypeError(f"recipe: expected a Recipe, a method or a preset's name; got {value!r}")

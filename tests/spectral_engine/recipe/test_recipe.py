@@ -175,7 +175,11 @@ def test_presets_are_what_they_are_called():
         "sparsegpt": se.Recipe(magnitude, refit=se.SparseGPT()),
         "alps": se.Recipe(magnitude, refit=se.ALPS()),
         "auto": se.Recipe(magnitude),
-    } == PRESETS
+        "best": se.Recipe(
+            magnitude, budget=se.ERK(group="row"), refit=se.ALPS(),
+            reconstruction=se.Reconstruction(whole=128), fallback=se.Recipe(magnitude),
+        ),
+    } == PRESETS  # fmt: skip
     auto = se.preset("auto", 0.5, calibrated=True)
     alps = se.Recipe(magnitude, budget=se.ERK(0.5, group="row"), refit=se.ALPS())
     fallback = se.Recipe(magnitude)
@@ -183,10 +187,23 @@ def test_presets_are_what_they_are_called():
     assert se.Recipe.from_dict(auto.to_dict()) == auto
 
 
+@pytest.mark.parametrize(("name", "whole"), [("auto", 16), ("best", 128)])
+def test_a_model_of_blocks_alike_is_trained_as_a_whole(name, whole):
+    """Catches ERK on a language model, which leaves its narrow layers dense, and a fit where the
+    caller can carry none out."""
+    found = as_recipe(name, 0.5, calibrated=True, alike=True)
+    assert found.budget == se.Uniform(0.5, group="row")
+    assert found.reconstruction == se.Reconstruction(steps=0, whole=whole)
+    for alike in (False, True):
+        plain = as_recipe(name, 0.5, calibrated=True, alike=alike, reconstructs=False)
+        assert plain.reconstruction is None
+        assert plain.refit == se.ALPS()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_without_the_inputs_it_needs(name):
     """Catches a calibrated method that runs without data, as something else than its name says."""
-    needs = {"wanda", "least-squares", "sparsegpt", "alps"}
+    needs = {"wanda", "least-squares", "sparsegpt", "alps", "best"}
     if name in needs:
         with pytest.raises(ValueError, match=f"calibration: '{name}' needs calibration inputs"):
             as_recipe(name)
