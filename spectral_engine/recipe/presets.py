@@ -114,7 +114,7 @@ def as_recipe(
         alike: whether the model is made of blocks of one form, which decides how "auto" and
             "best" share their budget.
         reconstructs: whether blocks can be reconstructed where it is carried out; elsewhere "auto"
-            and "best" leave it out.
+            leaves it out.
 
     Raises:
         TypeError, ValueError: none of these; or a recipe that needs inputs where there are none.
@@ -127,7 +127,8 @@ def as_recipe(
         found = _preset("recipe", value, calibrated)
         if found.reconstruction is not None:
             found = _OF_BLOCKS_ALIKE[value] if alike else found
-            found = found if reconstructs else replace(found, reconstruction=None)
+            if value == "auto" and not reconstructs:
+                found = replace(found, reconstruction=None)
         found = found.at(sparsity)
     else:
         raise TypeError(f"recipe: expected a Recipe, a method or a preset's name; got {value!r}")

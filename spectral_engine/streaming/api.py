@@ -160,6 +160,7 @@ def prune_into(
         report = _streamed(
             streaming, checkpoint, goal, work, force=force, progress=progress, finish=finish
         )
+    report.notes += _notes(recipe)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -246,6 +247,16 @@ def _streamed(
         plan.recipes, plan.requested, streaming.seed, calibration=CalibrationReport(passes),
         layers=rows, skipped=[*plan.skipped], unmatched=[*plan.unmatched],
     )  # fmt: skip
+
+
+def _notes(recipe: Any) -> list[str]:
+    """What a preset leaves out here that it does in memory."""
+    given = [recipe] if isinstance(recipe, str) or not isinstance(recipe, Sequence) else recipe
+    if "auto" not in [one for one in given if isinstance(one, str)]:
+        return []
+    return [
+        "auto: pruned layer by layer, not fitted to the dense model as a whole; prune does both"
+    ]
 
 
 def _streaming(

@@ -216,6 +216,17 @@ def test_models_that_do_not_run_in_pieces_are_refused(tmp_path, known, kind, sai
     assert not (tmp_path / "out").exists()
 
 
+def test_presets_that_fit_the_whole_model(tmp_path, known):
+    """Catches "best" that is quietly less than it says, and "auto" that does not say what it
+    left out."""
+    known(Decoder)
+    source = write_folder(made(Decoder), tmp_path / "in")
+    with pytest.raises(ValueError, match="recipe: reconstruction runs the dense model beside"):
+        se.prune_file(source, tmp_path / "out", "best", 0.5, calibration=batches())
+    report = se.prune_file(source, tmp_path / "out", "auto", 0.5, calibration=batches())
+    assert any(note.startswith("auto: pruned layer by layer") for note in report.notes)
+
+
 def test_bad_calls(tmp_path, known):
     """Catches an argument that is not checked before the work, and an error that does not name
     it."""
