@@ -120,6 +120,11 @@ def rank_of(group: Any) -> int:
     return 0 if group is None else int(dist.get_rank(group))
 
 
+def size_of(group: Any) -> int:
+    """How many processes a group has; one without a group."""
+    return 1 if group is None else int(dist.get_world_size(group))
+
+
 def is_first() -> bool:
     """Whether this process tells of what is done: the first of those that share their work."""
     return rank_of(sharing_group()) == 0

@@ -203,7 +203,7 @@ def plan_checkpoint(
             f"targets: nothing to prune in {checkpoint.path} with {selector}{reasons(skipped)}; "
             f"expected globs or 're:...' over tensor names ({tensors.note})"
         )
-    assigned, requested = share_out(recipes, candidates, str(checkpoint.path))
+    assigned, requested = share_out(recipes, candidates, str(checkpoint.path), sharing_group())
     return FilePlan(
         recipes, assigned, requested, skipped, selector.unmatched, by_tensor, tensors.note,
         str(checkpoint.path),

@@ -9,6 +9,7 @@ import torch
 from spectral_kernels import check_divides
 from torch import nn
 
+from spectral_engine.distributed.groups import sharing_group
 from spectral_engine.layers.find import Layer, Skipped, layers_to_prune
 from spectral_engine.layers.ready import require_ready
 from spectral_engine.layers.selector import RecipeSelector
@@ -95,7 +96,8 @@ def plan_model(
                 shape[0] if layer.view.batch else 1, recipe,
             )
         )  # fmt: skip
-    assigned, requested = share_out(recipes, candidates, "model")
+    group = None if load is None else sharing_group()  # of sharded weights all read all
+    assigned, requested = share_out(recipes, candidates, "model", group)
     return ModelPlan(recipes, assigned, requested, skipped, selector.unmatched, layers)
 
 
@@ -105,7 +107,7 @@ def splits_of(recipes: Sequence[Recipe]) -> dict[str, Any]:
 
 
 def share_out(
-    recipes: Sequence[Recipe], candidates: Sequence[Candidate], where: str
+    recipes: Sequence[Recipe], candidates: Sequence[Candidate], where: str, group: Any = None
 ) -> tuple[dict[str, Assignment], float]:
     """What is done to each weight, and the sparsity of all together; each recipe shares its budget.
 
@@ -114,6 +116,7 @@ def share_out(
 
     Args:
         where: the weights are, for messages: "model", or a path.
+        group: of processes that all have these candidates, and share out whose values are read.
 
     Raises:
         ValueError: a pattern does not divide a weight, or a floor leaves more than a sparsity does.
@@ -123,7 +126,7 @@ def share_out(
         own = [one for one in candidates if one.recipe == index]
         _require_divisible(own, recipe, where)
         weights = [Weight(one.name, one.load, one.shape) for one in own]
-        shares = shares_of(recipe.budget, weights) if own else {}
+        shares = shares_of(recipe.budget, weights, group) if own else {}
         for one in own:
             m, n = one.matrix
             share = clamp_nonempty(shares[one.name], m * one.stacked, n, recipe.budget)

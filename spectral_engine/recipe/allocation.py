@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from spectral_kernels import NM, Blocks, MagnitudeCurve, entries_to_keep, magnitude_curve
 
+from spectral_engine.distributed.groups import rank_of, size_of, steps
+from spectral_engine.distributed.owners import errors_of_all, gathered_objects
 from spectral_engine.recipe.budgets import ERK, Budget, MaxError, Pattern, Shared, Spectral
 
 #: The floor where none is given, as a share of the density of all layers together.
@@ -60,8 +62,14 @@ class LayerCurve:
         return int(self.curve.counts.sum())
 
 
-def shares_of(budget: Budget, weights: Iterable[Weight]) -> dict[str, float]:
+def shares_of(budget: Budget, weights: Sequence[Weight], group: Any = None) -> dict[str, float]:
     """The sparsity of each weight; they are read, one at a time, only where it takes that.
+
+    Args:
+        budget: of all of them together.
+        weights: the same on every process of the group.
+        group: processes that share the reading out; each curve is of a whole weight, in integers,
+            so that the result does not hang on who has read it.
 
     Raises:
         TypeError, ValueError: name the argument, what was expected and what came.
@@ -71,7 +79,20 @@ def shares_of(budget: Budget, weights: Iterable[Weight]) -> dict[str, float]:
     shared = budget.shared if isinstance(budget, Pattern) else budget
     if not isinstance(shared, Shared | MaxError):
         raise TypeError(f"budget: expected one that layers share; got {budget!r}")
-    return allocate([LayerCurve.of(weight) for weight in weights], shared)
+    return allocate(_curves(weights, group), shared)
+
+
+def _curves(weights: Sequence[Weight], group: Any) -> list[LayerCurve]:
+    """The curve of each weight, read by one process of a group and known to all."""
+    own, processes = rank_of(group), size_of(group)
+    shared = steps([float(math.prod(weight.shape)) for weight in weights], processes)
+    found: dict[int, LayerCurve] = {}
+    with errors_of_all(group):
+        for index in sorted(step[own] for step in shared if own < len(step)):
+            found[index] = LayerCurve.of(weights[index])
+    for told in gathered_objects(found, group):
+        found.update(told)
+    return [found[index] for index in range(len(weights))]
 
 
 def _target(budget: Budget) -> float:

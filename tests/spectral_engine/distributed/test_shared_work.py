@@ -81,6 +81,9 @@ with se.share_work():
     model = made()
     found["gathered"] = told(model, se.prune(model, "alps", 0.5, calibration=inputs, seed=3))
     found["spectra"] = [one.singular_values for one in se.spectra(made(), rank=3)]
+    from spectral_engine.recipe import allocation
+    curve, read = allocation.magnitude_curve, []
+    allocation.magnitude_curve = lambda weight, name: (read.append(name), curve(weight, name))[1]
     for suffix in ("safetensors", "pt", "npz"):
         for recipe in ("randomized", "principal", se.Recipe(budget=se.Global(0.5))):
             share = 0.5 if isinstance(recipe, str) else None
@@ -92,6 +95,7 @@ with se.share_work():
             rows = [[one.name, one.nnz] for one in report.layers]
             found.setdefault("files", []).append([digest, rows])
             dist.barrier()  # or the first process goes on to write the next one
+    found["read"] = read
     try:
         se.prune_file(f"{arguments[0]}/dense.pt", f"{arguments[0]}/{world}.pt")
     except FileExistsError as error:
@@ -166,6 +170,13 @@ def test_a_file_has_the_bytes_that_one_process_writes(both):
         assert one["files"] == expected
         assert one["exists"] == "FileExistsError"
     assert not [path for path in folder.iterdir() if "partial" in path.name]
+
+
+def test_weights_are_read_once_for_a_budget(outcomes):
+    """Catches a budget that layers share for which every process reads all of them."""
+    names = sorted(3 * [f"{i}.weight" for i in range(7)])
+    assert sorted(name for one in outcomes for name in one["read"]) == names
+    assert all(one["read"] for one in outcomes)
 
 
 def test_torchrun_shares_the_command_out(tmp_path):
