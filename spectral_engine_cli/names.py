@@ -8,7 +8,7 @@ PRESETS = (
     "sparsegpt", "alps", "auto", "best",
 )  # fmt: skip
 METHODS = ("magnitude", "randomized", "principal", "aligned")
-MODELS = ("llama-7b", "llama-70b", "minilm", "vgg19")
+MODELS = ("llama-7b", "llama-70b", "llama-405b", "minilm", "vgg19")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 #: Where Debian's package dataset-fashion-mnist puts its files.
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"

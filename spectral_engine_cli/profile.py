@@ -14,6 +14,7 @@ from rich.table import Table
 
 from spectral_engine_cli.names import DTYPES, METHODS, MODELS
 from spectral_engine_cli.options import AsJson, require_writable
+from spectral_engine_cli.scale import show_scale
 
 if TYPE_CHECKING:
     from spectral_engine.profiling.records import Profile, ProfileCase
@@ -47,7 +48,10 @@ def profile(
         list[float] | None, typer.Option(help="fraction kept, in (0, 1]; repeatable")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help=f"the layers of {', '.join(MODELS)}, not --shape")
+        str | None,
+        typer.Option(
+            help=f"the layers of {', '.join(MODELS)}, not --shape; with --scale also a config.json"
+        ),
     ] = None,
     blocks: Annotated[
         int | None, typer.Option(help="with --model, at most this many of repeated blocks")
@@ -69,6 +73,16 @@ def profile(
     sides: Annotated[
         list[int] | None, typer.Option(help="with --sparse, right-hand sides; repeatable")
     ] = None,
+    scale: Annotated[
+        bool,
+        typer.Option(
+            "--scale",
+            help="memory, time and traffic of a calibrated pruning on 1, 8 and 64 processes, "
+            "computed from rates measured here; of --model, or of llamas",
+        ),
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="with --scale, of the calibration")] = 128,
+    length: Annotated[int, typer.Option(min=1, help="with --scale, tokens of each")] = 2048,
     as_json: AsJson = False,
 ) -> None:
     """Time, bandwidth and memory of sparsification on this device, beside a copy of the matrix."""
@@ -79,14 +93,24 @@ def profile(
     from spectral_engine.profiling.run import profile_cases, profile_model, trace
     from spectral_engine.profiling.sparse import profile_sparse
 
+    if scale:
+        given: dict[str, object] = {
+            "shape": shape, "dtype": dtype, "method": method, "rank": rank, "density": density,
+            "blocks": blocks, "repeats": repeats, "plot": plot, "trace": trace_file,
+            "sparse": sparse, "sides": sides, "output": output,
+        }  # fmt: skip
+        if wrong := [f"--{name}" for name, value in given.items() if value]:
+            raise ValueError(f"scale: expected none of {', '.join(given)}; got {wrong[0]}")
+        show_scale(model, samples, length, as_json)
+        return
     chosen = pick_device(device)
     if sparse:
-        given = {
+        without: dict[str, object] = {
             "method": method, "rank": rank, "model": model, "blocks": blocks, "plot": plot,
             "trace": trace_file,
         }  # fmt: skip
-        if wrong := [f"--{name}" for name, value in given.items() if value]:
-            raise ValueError(f"sparse: expected none of {', '.join(given)}; got {wrong[0]}")
+        if wrong := [f"--{name}" for name, value in without.items() if value]:
+            raise ValueError(f"sparse: expected none of {', '.join(without)}; got {wrong[0]}")
         if output is not None:
             require_writable(output)
         rows = profile_sparse(

@@ -4,8 +4,8 @@ A network is a list of blocks, each repeated some times; shapes are (output, inp
 convolutions (output, input, height, width). Embeddings and biases are left out.
 
 Sources: Touvron et al. 2023, Llama (7B, table 2) and Llama 2 (70B, with grouped queries, of 8
-key-value heads); Wang et al. 2020, MiniLM, as in all-MiniLM-L6-v2; Simonyan and Zisserman 2015,
-VGG, configuration E.
+key-value heads); Llama team 2024, Llama 3 (405B, table 3); Wang et al. 2020, MiniLM, as in
+all-MiniLM-L6-v2; Simonyan and Zisserman 2015, VGG, configuration E.
 """
 
 import math
@@ -58,7 +58,16 @@ class ModelShapes:
         return sum(block.count * layer.size for block in self.blocks for layer in block.layers)
 
 
-def _llama(name: str, hidden: int, inner: int, keys: int, blocks: int) -> ModelShapes:
+def llama_shapes(
+    name: str, hidden: int, inner: int, keys: int, blocks: int, words: int = 32_000,
+    dtype: str = "bfloat16",
+) -> ModelShapes:  # fmt: skip
+    """The shapes of a network like llama.
+
+    Args:
+        hidden, inner, keys: features of the blocks, inside of their second half, and of all keys.
+        blocks, words: how many there are.
+    """
     layers = (
         LayerShape("q_proj", (hidden, hidden)),
         LayerShape("k_proj", (keys, hidden)),
@@ -68,8 +77,8 @@ def _llama(name: str, hidden: int, inner: int, keys: int, blocks: int) -> ModelS
         LayerShape("up_proj", (inner, hidden)),
         LayerShape("down_proj", (hidden, inner)),
     )
-    head = BlockShapes("head", 1, (LayerShape("lm_head", (32_000, hidden)),))
-    return ModelShapes(name, "bfloat16", (BlockShapes("block", blocks, layers), head))
+    head = BlockShapes("head", 1, (LayerShape("lm_head", (words, hidden)),))
+    return ModelShapes(name, dtype, (BlockShapes("block", blocks, layers), head))
 
 
 def _minilm() -> ModelShapes:
@@ -100,8 +109,9 @@ def _vgg19() -> ModelShapes:
 MODELS = {
     model.name: model
     for model in (
-        _llama("llama-7b", 4096, 11_008, 4096, 32),
-        _llama("llama-70b", 8192, 28_672, 1024, 80),
+        llama_shapes("llama-7b", 4096, 11_008, 4096, 32),
+        llama_shapes("llama-70b", 8192, 28_672, 1024, 80),
+        llama_shapes("llama-405b", 16_384, 53_248, 1024, 126, 128_256),
         _minilm(),
         _vgg19(),
     )

@@ -19,11 +19,11 @@ from spectral_engine.streaming.pieces import Piece, positions_in
 from spectral_engine.streaming.run import Streaming
 
 #: Forward passes through a block: to learn its order, about one in parts for moments, its outputs.
-_PASSES = 3.0
+PASSES = 3.0
 #: Bytes a second of a disk that is read and written.
 _DISK = 500e6
 #: Factorisation and updates of a refit, in products of n x n matrices.
-_SOLVES = 4.0
+SOLVES = 4.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _seconds(streaming: Streaming, samples: int) -> float:
     for piece in streaming.pieces:
         if piece.block:
             entries = sum(one.numel() for *_, one in piece.parameters() if one.ndim > 1)
-            work += _PASSES * 2 * samples * entries
+            work += PASSES * 2 * samples * entries
         seen = set()
         for stage in _stages(streaming, piece):
             n, batch, _, _ = features_of(stage)
@@ -112,7 +112,7 @@ def _seconds(streaming: Streaming, samples: int) -> float:
                 work += taken * n * n * (batch or 1)
             seen.add(n)
             if stage.workspace.copies:
-                work += _SOLVES * 2 * n**2 * (n + layer.parameter.numel() / n)
+                work += SOLVES * 2 * n**2 * (n + layer.parameter.numel() / n)
     return work / _rate(streaming.weights.dtype)
 
 
