@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -97,6 +98,8 @@ def child(kind: str, source: Path, target: Path, log: Path, most_bytes: int | No
         status = 0
     except OSError:
         status = 2
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -137,7 +140,8 @@ def lost(log: Path) -> int:
 
 def main(folder: Path, kills: int, seed: int) -> dict:
     """Kill so many runs; what was seen."""
-    draw, seen, most_lost, finished = random.Random(seed), Counter(), 0.0, 0
+    draw, most_lost, finished = random.Random(seed), 0.0, 0
+    seen: Counter[str] = Counter()
     source = write_folder(made(lambda: Decoder(BLOCKS)), folder / "in")
     kinds = {kind: reference(kind, source, folder) for kind in KINDS}
     while sum(seen.values()) < kills:
@@ -151,6 +155,7 @@ def main(folder: Path, kills: int, seed: int) -> dict:
         shutil.rmtree(target)
         seen.update(f"{kind} {way}" for way in ways)
         finished += 1
+        print(f"{sum(seen.values())} of {kills}", file=sys.stderr, flush=True)
     return {"ended": dict(sorted(seen.items())), "sum": sum(seen.values()), "finished": finished,
             "steps lost an end": most_lost}  # fmt: skip
 
