@@ -14,6 +14,7 @@ from spectral_engine.calibration.input_moments import InputMoments, calibrate
 from spectral_engine.calibration.request import Calibration
 from spectral_engine.cards.model_card import write_model_card
 from spectral_engine.compression import transformers_hook as _transformers_hook
+from spectral_engine.compression.conv1d import SparseConv1D
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.file import compress_file, decompress_file
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
@@ -123,6 +124,7 @@ __all__ = [
     "Simulated",
     "Skipped",
     "SparseConv",
+    "SparseConv1D",
     "SparseEmbedding",
     "SparseGPT",
     "SparseLinear",

@@ -3,12 +3,12 @@
 transformers asks for it by `quantization_config` in config.json. Before the weights are loaded it
 puts sparse modules, on the meta device, in the place of the layers whose weights are compressed;
 then transformers loads their parts by name, as any others. A weight for which there is no sparse
-module, or that is tied to another one, becomes dense while it is loaded.
+module, that is tied to another one, or that transformers merges with others, becomes dense while it
+is loaded (`conversions`).
 
 Written for transformers 5 (tried with 5.24). Only imported once transformers is.
 """
 
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.conversion_mapping import (  # type: ignore[import-not-found]
+    get_model_conversion_mapping,
+)
 from transformers.core_model_loading import (  # type: ignore[import-not-found]
-    ConversionOps,
     WeightConverter,
+    WeightRenaming,
 )
 from transformers.quantizers.auto import (  # type: ignore[import-not-found]
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -32,7 +35,8 @@ from transformers.utils.quantization_config import (  # type: ignore[import-not-
 from spectral_engine.checkpoints.sparse import forms, layout
 from spectral_engine.checkpoints.sparse.company import QUANT_METHOD, VERSION
 from spectral_engine.checkpoints.sparse.reader import CompressedFile, open_safetensors
-from spectral_engine.compression.model import FOLLOWERS, SPARSE, decompress, sparse_module
+from spectral_engine.compression import conversions
+from spectral_engine.compression.model import FOLLOWERS, decompress, sparse_kind, sparse_module
 from spectral_engine.compression.weights import SparseWeight
 from spectral_engine.factored.model import LEFT, RIGHT, expect_low_rank
 
@@ -61,7 +65,9 @@ class SparseQuantizer(HfQuantizer):  # type: ignore[misc]
     def __init__(self, quantization_config: SparseConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._dtype: torch.dtype | None = None
-        self._dense: dict[str, list[str]] = {}
+        #: What becomes dense, by the parameter's name, and what the model has under no name.
+        self._dense: dict[str, conversions.Stored] = {}
+        self._unplaced: dict[str, conversions.Stored] = {}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         self._dtype = dtype
@@ -82,24 +88,33 @@ class SparseQuantizer(HfQuantizer):  # type: ignore[misc]
     def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
         return None, {layout.VERSION_KEY: layout.VERSION}
 
-    def get_weight_conversions(self) -> list[Any]:
-        return [
-            WeightConverter([f"^{re.escape(part)}$" for part in parts], name, [Unpack()])
-            for name, parts in self._dense.items()
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Those of transformers, behind those of weights that become dense."""
+        renamings, converters = _sorted(weight_conversions)
+        own = [
+            conversions.alone(
+                {part: conversions.renamed(one, renamings) for part, one in stored.items()}, name
+            )
+            for name, stored in self._dense.items()
         ]
+        own += conversions.merging(self._unplaced, renamings, converters)
+        return own + weight_conversions
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         tied_names = {*tied, *(tied.values() if isinstance(tied, dict) else ())}
         paths = [Path(path) for path in kwargs.get("checkpoint_files") or ()]
         self._place_factors(model, paths)
+        renamings, _ = _sorted(get_model_conversion_mapping(model))
         for path in paths:
             # transformers makes every new tensor a meta tensor here; the headers need real ones.
             with torch.device("cpu"), open_safetensors(path) as file:
-                if isinstance(file, CompressedFile):
-                    for name in file.names:
-                        if file.form(name) != "dense":
-                            self._place(model, file, name, tied_names)
+                for name in file.names:
+                    own = _name_in(model, conversions.renamed(name, renamings))
+                    if own is None:
+                        self._unplaced[name] = _stored(file, name)
+                    elif isinstance(file, CompressedFile) and file.form(name) != "dense":
+                        self._place(model, file, name, own, tied_names)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -108,22 +123,23 @@ class SparseQuantizer(HfQuantizer):  # type: ignore[misc]
                 module.settle()
         # What was made dense is saved dense: nothing is to be undone.
         used = getattr(model, "_weight_conversions", None) or []
-        model._weight_conversions = [one for one in used if not _is_ours(one)]
+        model._weight_conversions = [one for one in used if not conversions.is_ours(one)]
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         decompress(model)
         return model
 
-    def _place(self, model: Any, file: CompressedFile, name: str, tied: set[str]) -> None:
-        """Put a sparse module where a weight goes, or note that it has to become dense."""
-        own = _name_in(model, name)
-        if own is None:
-            return  # transformers reports it as unexpected
+    def _place(self, model: Any, file: CompressedFile, name: str, own: str, tied: set[str]) -> None:
+        """Put a sparse module where a weight goes, or note that it has to become dense.
+
+        Args:
+            name, own: what the file calls the weight, and what the model does.
+        """
         module_name, _, local = own.rpartition(".")
         module = model.get_submodule(module_name)
-        if local != "weight" or type(module) not in SPARSE or own in tied:
-            self._dense[own] = file.stored_names(name)
+        if local != "weight" or sparse_kind(type(module)) is None or own in tied:
+            self._dense[own] = _stored(file, name)
             return
         if tuple(module.weight.shape) != file.shape(name):
             raise ValueError(
@@ -153,19 +169,6 @@ class SparseQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _dtype_of(self, part: str, stored: torch.dtype) -> torch.dtype:
         return self._dtype or stored if part == forms.VALUES else stored
-
-
-class Unpack(ConversionOps):  # type: ignore[misc]
-    """The dense weight from its parts, while it is loaded."""
-
-    def convert(
-        self, input_dict: dict[str, Any], full_layer_name: str = "", **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
-        parts = {}
-        for pattern, tensors in input_dict.items():
-            part = re.split(r"\\?\.", pattern.removesuffix("$").removeprefix("^"))[-1]
-            parts[part] = tensors[0] if isinstance(tensors, list) else tensors
-        return {full_layer_name: forms.decode(parts)}
 
 
 def register() -> None:
@@ -205,6 +208,17 @@ def _name_in(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def _is_ours(conversion: Any) -> bool:
-    operations = getattr(conversion, "operations", ())
-    return any(isinstance(one, Unpack) for one in operations)
+def _stored(file: Any, name: str) -> conversions.Stored:
+    """The tensors of a file that hold a weight, by part; by "" where it is dense."""
+    if not isinstance(file, CompressedFile) or file.form(name) == "dense":
+        return {"": name}
+    return dict(zip(forms.PARTS[file.form(name)], file.stored_names(name), strict=True))
+
+
+def _sorted(conversion: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Renamings and converters."""
+    given = list(conversion)
+    return (
+        [one for one in given if isinstance(one, WeightRenaming)],
+        [one for one in given if isinstance(one, WeightConverter)],
+    )

@@ -92,11 +92,10 @@ class SparseLinear(SparseWeight):
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(kind))
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
-            arrays = (self.compressed, self.bitmask, self.row_offsets)
-            out: torch.Tensor = operators.sparse_linear(x, *arrays, self.columns)
+            out: torch.Tensor = operators.sparse_linear(x, *self.arrays, self.rows, self.columns)
             return out
         # The way through torch's dispatcher takes longer than the product of a small matrix.
-        y: torch.Tensor = operators.prepared_by(self, self.columns)(x)
+        y: torch.Tensor = self._prepared()(x)
         return y
 
     def extra_repr(self) -> str:
@@ -154,9 +153,8 @@ class SparseEmbedding(SparseWeight):
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows (..., features) of integer indices (...)."""
-        arrays = (self.compressed, self.bitmask, self.row_offsets)
-        rows: torch.Tensor = operators.sparse_rows(indices, *arrays, self.columns)
-        return rows
+        found: torch.Tensor = operators.sparse_rows(indices, *self.arrays, self.rows, self.columns)
+        return found
 
     def extra_repr(self) -> str:
         """What `print` shows."""

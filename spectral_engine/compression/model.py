@@ -9,6 +9,7 @@ from torch import nn
 from spectral_engine._util.checks import boolean
 from spectral_engine._util.progress import Progress, check_progress, reporting
 from spectral_engine.checkpoints.sparse import forms
+from spectral_engine.compression.conv1d import SparseConv1D, is_conv1d
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
 from spectral_engine.compression.low_rank import SPARSE_LOW_RANK
@@ -28,6 +29,13 @@ SPARSE: dict[type[nn.Module], Any] = {
     nn.Conv3d: SparseConv,
     **SPARSE_LOW_RANK,
 }
+
+
+def sparse_kind(kind: type) -> Any:
+    """Which sparse module takes the place of one of exactly this class; None: there is none."""
+    return SparseConv1D if is_conv1d(kind) else SPARSE.get(kind)
+
+
 #: Called with a model, and whether it is compressed now, by what has to know of it.
 FOLLOWERS: list[Callable[[nn.Module, bool], None]] = []
 LARGER = "values and bits would not be smaller"
@@ -77,8 +85,8 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
-    if type(model) in SPARSE:
-        sparse = SPARSE[type(model)].__name__
+    if sparse_kind(type(model)) is not None:
+        sparse = sparse_kind(type(model)).__name__
         raise ValueError(
             f"model: expected a module that contains the layers; got a single "
             f"{type(model).__name__}, of which se.{sparse}.from_dense makes a sparse one"
@@ -144,7 +152,7 @@ def decompress(model: nn.Module, *, progress: Progress[str] = True) -> int:
     with reporting(progress, "decompressing", len(sparse)) as done:
         for name, module in sparse.items():
             dense: Any = module.to_dense()  # type: ignore[operator]
-            key = (module.compressed.data_ptr(), module.bitmask.data_ptr())
+            key = (module.arrays[0].data_ptr(), module.arrays[1].data_ptr())
             dense.weight = weights.setdefault(key, dense.weight)
             _take_over(module, dense)
             made[id(module)] = dense
@@ -166,7 +174,7 @@ def _reason_against(group: list[Layer], named: bool) -> str | None:
     layer = group[0]
     modules = [module for module, _ in layer.holders]
     kinds = {type(module) for module in modules}
-    unknown = sorted(kind.__name__ for kind in kinds - SPARSE.keys())
+    unknown = sorted(kind.__name__ for kind in kinds if sparse_kind(kind) is None)
     if unknown:
         return f"there is no sparse module for {unknown[0]}"
     if any(local != "weight" for _, local in layer.holders):
@@ -195,22 +203,27 @@ def _add(
         return LARGER
     for module, _ in layer.holders:
         made[id(module)] = sparse_module(module, parts)
+        made[id(module)].settle()
     shape, dtype = tuple(weight.shape), str(weight.dtype).removeprefix("torch.")
     sparsity = 1.0 - parts[forms.VALUES].numel() / weight.numel()
     size += _factor_bytes(layer.module)
     report.weights.append(
-        CompressedWeight(_name(layer), shape, dtype, forms.BITMASK, sparsity, weight.nbytes, size)
+        CompressedWeight(
+            _name(layer), shape, dtype, forms.form_of(parts), sparsity, weight.nbytes, size
+        )
     )
     return None
 
 
 def sparse_module(module: Any, parts: Mapping[str, torch.Tensor]) -> SparseWeight:
-    """The sparse module of these parts that takes the place of a module of one of SPARSE."""
+    """The sparse module of these parts that takes the place of one that has a `sparse_kind`."""
     made: SparseWeight
     if type(module) in SPARSE_LOW_RANK:
         made = SPARSE_LOW_RANK[type(module)](parts, module)
     elif isinstance(module, nn.Embedding):
         made = SparseEmbedding(parts, tuple(module.weight.shape), module.padding_idx)
+    elif is_conv1d(type(module)):
+        made = SparseConv1D(parts, module)
     elif isinstance(module, nn.Linear):
         made = SparseLinear(parts, tuple(module.weight.shape), module.bias)
     else:

@@ -5,11 +5,12 @@ everything lies, and to write it. Wide dtypes come first, so that every part is 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
+from spectral_kernels.product import pack
 
 from spectral_engine.checkpoints.formats.base import (
     CheckpointError,
@@ -17,7 +18,7 @@ from spectral_engine.checkpoints.formats.base import (
     as_bytes,
     brief,
 )
-from spectral_engine.checkpoints.formats.safetensors_format import FORMAT_DTYPES
+from spectral_engine.checkpoints.formats.safetensors_format import CHUNK, FORMAT_DTYPES
 from spectral_engine.checkpoints.sparse import forms, layout
 from spectral_engine.checkpoints.sparse.reader import CompressedFile, Stored
 from spectral_engine.compression.report import CompressedWeight
@@ -171,19 +172,46 @@ def _write(
         else:
             file.write(as_bytes(source.read(name)))
         return None
-    weight = _read(source, name, keep_negative_zero)
-    shape, dtype = tuple(weight.shape), weight.dtype
-    for part, tensor in forms.encode(weight, plan).items():
-        start, planned = places[name, part]
-        if tuple(tensor.shape) != planned.shape:
-            raise CheckpointError(source.path, f"{brief(name)} as it was a moment ago", "another")
-        file.seek(start)
+    shape, dtype = source.shape(name), source.dtype(name)
+    if isinstance(source, Stored) and plan.form == forms.BITMASK:
+        made = _encoded_blocks(source, name, plan, keep_negative_zero)
+    else:
+        made = _encoded(source, name, plan, keep_negative_zero)
+    sizes = {part: places[name, part][1].size for part in plan.sizes}
+    written = dict.fromkeys(sizes, 0)
+    for part, tensor in made:
+        file.seek(places[name, part][0] + written[part])
+        written[part] += tensor.nbytes
+        if written[part] > sizes[part]:
+            break
         file.write(as_bytes(tensor))
+    if written != sizes:
+        raise CheckpointError(source.path, f"{brief(name)} as it was a moment ago", "another")
     return CompressedWeight(
         name, shape, str(dtype).removeprefix("torch."), plan.form,
-        1.0 - plan.count / math.prod(shape), math.prod(shape) * dtype.itemsize,
-        forms.bytes_of(plan, dtype),
+        1.0 - plan.count / math.prod(shape), _dense_bytes(source, name), sum(sizes.values()),
     )  # fmt: skip
+
+
+def _encoded(
+    source: CheckpointFile, name: str, plan: forms.Plan, keep_negative_zero: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parts of a weight, which is in memory whole."""
+    yield from forms.encode(_read(source, name, keep_negative_zero), plan).items()
+
+
+def _encoded_blocks(
+    source: Stored, name: str, plan: forms.Plan, keep_negative_zero: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parts of a bitmask a few rows after another, so that what is read stays in a cache."""
+    before, offset_dtype = 0, forms.offset_dtype(plan.count)
+    for block in source.read_blocks(name, CHUNK):
+        packed = pack(block if keep_negative_zero else block.add_(0.0))
+        yield forms.VALUES, packed.values
+        yield forms.BITMASK, packed.bitmask
+        yield forms.OFFSETS, (packed.row_offsets.long() + before).to(offset_dtype)
+        before += packed.nnz
+    yield forms.SHAPE, forms.shape_part(source.shape(name))
 
 
 def _dense_bytes(source: CheckpointFile, name: str) -> int:

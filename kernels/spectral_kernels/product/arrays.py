@@ -65,6 +65,12 @@ def words_of(array: Any) -> Words:
     return words
 
 
+def signed_of(array: Any) -> NDArray[np.signedinteger]:
+    """An array of integers, flat, as `words_of` gives it, with their sign."""
+    words = words_of(array)
+    return words.view(f"int{8 * words.itemsize}")
+
+
 class _Unlocked:
     """An array's memory, said to be writable; it keeps the array alive."""
 
@@ -82,3 +88,12 @@ def empty_like(array: Any, shape: tuple[int, ...], dtype: str) -> Any:
     import torch  # noqa: PLC0415 (NumPy users need no torch)
 
     return torch.empty(shape, dtype=getattr(torch, dtype))
+
+
+def alike(array: Any, *made: Any) -> tuple[Any, ...]:
+    """NumPy arrays, as torch tensors if `array` is one."""
+    if not is_torch(array):
+        return made
+    import torch  # noqa: PLC0415 (NumPy users need no torch)
+
+    return tuple(torch.from_numpy(one) for one in made)

@@ -3,18 +3,21 @@
 from typing import Any
 
 from spectral_kernels.product import arrays
-from spectral_kernels.product.packed import Packed, check
+from spectral_kernels.product.deltas import Deltas, check_arrays
+from spectral_kernels.product.packed import check
+from spectral_kernels.product.positions import Positions
+from spectral_kernels.product.unpacking import Held
 
 
 class Operator:
     """y = x S^T of a packed matrix S (m, n); `prepare` makes it. It holds the packed arrays.
 
     Attributes:
-        packed: what it multiplies by.
+        packed: what it multiplies by, in any form.
         shape: (m, n).
     """
 
-    def __init__(self, packed: Packed, run: Any, quick: Any = None) -> None:
+    def __init__(self, packed: Held, run: Any, quick: Any = None) -> None:
         self.packed, self.shape, self._run, self._quick = packed, packed.shape, run, quick
 
     def __call__(self, x: Any) -> Any:
@@ -49,12 +52,32 @@ class Operator:
             raise ValueError(f"x: expected on {values.device}; got {x.device}")
         return self._run(x)
 
+    def rows(self, indices: Any) -> Any:
+        """Rows (k, n) of the matrix, dense, where it is held as `Deltas`.
 
-def prepare(packed: Packed) -> Operator:
+        Args:
+            indices: int64 NumPy array (k,).
+
+        Raises:
+            TypeError: the matrix is held in another form, of which any row is at hand.
+            IndexError: an index below 0 or beyond the last row.
+        """
+        if not isinstance(self.packed, Deltas):
+            raise TypeError(f"packed: expected Deltas; got {type(self.packed).__name__}")
+        low, high = (int(indices.min()), int(indices.max())) if indices.size else (0, 0)
+        if low < 0 or high >= self.shape[0]:
+            raise IndexError(f"indices: expected 0 to {self.shape[0] - 1}; got {low} to {high}")
+        return self._run.rows(indices)
+
+
+def prepare(packed: Held) -> Operator:
     """An operator that multiplies by a packed matrix.
 
+    The bits of its products do not depend on the form in which the matrix is held.
+
     Args:
-        packed: as `pack` returns it. Its arrays are used as they are and must not change.
+        packed: as `pack` returns it, `Deltas` or `Positions`. Its arrays are used as they are and
+            must not change.
 
     Returns:
         The operator; its first call may compile.
@@ -69,6 +92,17 @@ def prepare(packed: Packed) -> Operator:
     >>> prepare(pack(S))(np.array([1.0, 2.0, 3.0], np.float32))
     array([ 3., -7.], dtype=float32)
     """
+    if isinstance(packed, Deltas):
+        check_arrays(packed)
+        from spectral_kernels.product.cpu import far  # noqa: PLC0415 (starts the compiler)
+
+        walker = far.Runner(packed)
+        return Operator(packed, walker, walker.quick)
+    if isinstance(packed, Positions):
+        from spectral_kernels.product.cpu import grouped  # noqa: PLC0415 (starts the compiler)
+
+        groups = grouped.Runner(packed)
+        return Operator(packed, groups, groups.quick)
     check(packed)
     if arrays.on_gpu(packed.values):
         from spectral_kernels.product.gpu import operator as gpu  # noqa: PLC0415 (needs Triton)

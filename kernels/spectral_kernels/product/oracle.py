@@ -27,11 +27,12 @@ SUMS, TILE = 4, 1024
 Floats = NDArray[np.floating]
 
 
-def pack(A: Floats) -> tuple[Floats, NDArray[np.uint8], NDArray[np.int64]]:
-    """Values (nnz,), bitmask uint8 (m, ceil(n / 8)) and row offsets int64 (m,) of A (m, n)."""
+def pack(A: Floats) -> tuple[Floats, NDArray[np.uint8], NDArray[np.int32]]:
+    """Values (nnz,), bitmask uint8 (m, ceil(n / 8)) and row offsets int32 (m,) of A (m, n)."""
     stored = A.view(f"u{A.itemsize}") != 0
-    counts = stored.sum(axis=1, dtype=np.int64)
-    return A[stored], np.packbits(stored, axis=1, bitorder="little"), counts.cumsum() - counts
+    counts = stored.sum(axis=1, dtype=np.int32)
+    offsets = counts.cumsum(dtype=np.int32) - counts
+    return A[stored], np.packbits(stored, axis=1, bitorder="little"), offsets
 
 
 def unpack(values: Floats, bits: NDArray[np.uint8], shape: tuple[int, int]) -> Floats:

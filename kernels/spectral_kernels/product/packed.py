@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from spectral_kernels.product import arrays
 
 
@@ -18,7 +20,7 @@ class Packed:
             columns, every entry whose bits are not those of +0. So -0 and NaN are kept.
         bitmask: uint8 (m, ceil(n / 8)), a bit for each entry, 1 where it is in `values`; the
             first of eight columns is in the lowest bit, the bits past column n are 0.
-        row_offsets: int64 (m,), where each row starts in `values`.
+        row_offsets: int32 or int64 (m,), where each row starts in `values`.
         shape: (m, n).
     """
 
@@ -45,7 +47,8 @@ def pack(weight: Any) -> Packed:
         weight: (m, n), float16, bfloat16, float32 or float64, NumPy or torch on any device.
 
     Returns:
-        Its packed form, arrays of the same kind on the same device.
+        Its packed form, arrays of the same kind on the same device; offsets are int32 where that
+        counts the values.
 
     Raises:
         TypeError: no array, or of another dtype.
@@ -69,35 +72,11 @@ def pack(weight: Any) -> Packed:
     from spectral_kernels.product.cpu import packing  # noqa: PLC0415 (starts the compiler)
 
     bits, offsets, nnz = packing.bits_and_offsets(arrays.words_of(weight), m, n)
+    offsets = offsets.astype(np.int32 if nnz < 2**31 else np.int64)
     values = arrays.empty_like(weight, (nnz,), dtype)
     packing.gather(arrays.words_of(weight), bits, offsets, arrays.words_of(values), n)
-    return Packed(values, _like(weight, bits), _like(weight, offsets), (m, n))
-
-
-def unpack(packed: Packed) -> Any:
-    """The matrix (m, n) that was packed, every bit as it was.
-
-    Args:
-        packed: as `pack` returns it.
-
-    Returns:
-        (m, n), of the kind, device and dtype of its values.
-
-    Raises:
-        TypeError: an array of the wrong kind or dtype.
-        ValueError: shapes, bits and offsets that do not belong together.
-    """
-    check(packed)
-    m, n = packed.shape
-    if arrays.on_gpu(packed.values):
-        from spectral_kernels.product.gpu import packing as gpu  # noqa: PLC0415 (needs Triton)
-
-        return gpu.unpack(packed.values, packed.bitmask, packed.row_offsets, (m, n))
-    from spectral_kernels.product.cpu import packing  # noqa: PLC0415 (starts the compiler)
-
-    out = arrays.empty_like(packed.values, (m, n), packed.dtype)
-    packing.scatter(arrays.words_of(packed.values), *_flat(packed), arrays.words_of(out), n)
-    return out
+    bitmask, row_offsets = arrays.alike(weight, bits, offsets)
+    return Packed(values, bitmask, row_offsets, (m, n))
 
 
 def check(packed: Packed) -> None:
@@ -112,14 +91,14 @@ def check(packed: Packed) -> None:
     expected = {
         "values": (packed.values, (packed.values.shape[0] if packed.values.ndim else 0,), None),
         "bitmask": (packed.bitmask, (m, -(-n // 8)), "uint8"),
-        "row_offsets": (packed.row_offsets, (m,), "int64"),
+        "row_offsets": (packed.row_offsets, (m,), "int32 or int64"),
     }
-    for name, (array, shape, dtype) in expected.items():
+    for name, (array, shape, dtypes) in expected.items():
         if tuple(array.shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}; got {tuple(array.shape)}")
         found = str(array.dtype).removeprefix("torch.")
-        if dtype is not None and found != dtype:
-            raise TypeError(f"{name}: expected {dtype}; got {found}")
+        if dtypes is not None and found not in dtypes.split(" or "):
+            raise TypeError(f"{name}: expected {dtypes}; got {found}")
         if arrays.is_torch(array) != arrays.is_torch(packed.values):
             raise TypeError(f"{name}: expected {type(packed.values)}; got {type(array)}")
         if arrays.is_torch(array) and array.device != packed.values.device:
@@ -140,13 +119,4 @@ def check(packed: Packed) -> None:
 
 
 def _flat(packed: Packed) -> tuple[Any, Any]:
-    bits, offsets = arrays.words_of(packed.bitmask), arrays.words_of(packed.row_offsets)
-    return bits, offsets.view("int64")
-
-
-def _like(array: Any, made: Any) -> Any:
-    if not arrays.is_torch(array):
-        return made
-    import torch  # noqa: PLC0415 (NumPy users need no torch)
-
-    return torch.from_numpy(made)
+    return arrays.words_of(packed.bitmask), arrays.signed_of(packed.row_offsets)

@@ -11,15 +11,25 @@ docs/format.md says what each byte means.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from spectral_kernels.product import Packed, pack, unpack
+from spectral_kernels.product import (
+    PATTERNS,
+    Deltas,
+    Packed,
+    Positions,
+    blocks,
+    deltas_length,
+    pack,
+    to_deltas,
+    unpack,
+)
 
-from spectral_engine.checkpoints.sparse import checks, deltas, patterns
+from spectral_engine.checkpoints.sparse import checks, patterns
 
 VALUES, SHAPE = "compressed", "shape"
 #: What tells the form: the part that no other form has.
@@ -35,6 +45,8 @@ EVERY_PART = (VALUES, SHAPE, BITMASK, OFFSETS, POSITIONS, PATTERN, DELTAS)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Gaps are tried up to this share of entries that are not zero.
 DENSEST_GAPS = 1 / 20
+#: A weight as the kernels take it.
+Held = Packed | Deltas | Positions
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -72,8 +84,7 @@ def plan(weight: torch.Tensor) -> Plan:
     words = weight.contiguous().view(_WORDS[weight.itemsize]).reshape(matrix_shape(shape)).numpy()
     best = _planned(shape, dtype, int(np.count_nonzero(words)))
     if best.form != "dense" and best.count <= DENSEST_GAPS * weight.numel():
-        found = deltas.gaps(np.flatnonzero(words != 0), weight.numel())
-        length = best.count + int((found // deltas.MORE).sum())
+        length = deltas_length(weight.contiguous().reshape(matrix_shape(shape)))
         best = _smaller(best, _plan(DELTAS, shape, best.count, {DELTAS: (length,)}), dtype)
     for pattern in _possible(best, shape, dtype):
         if patterns.holds(words, pattern):
@@ -119,7 +130,7 @@ def _smaller(first: Plan, second: Plan, dtype: torch.dtype) -> Plan:
 def _possible(best: Plan, shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
     """The patterns that would be smaller, if the weight has them."""
     found = []
-    for pattern in patterns.PATTERNS if matrix_shape(shape)[1] % 8 == 0 else ():
+    for pattern in PATTERNS if matrix_shape(shape)[1] % 8 == 0 else ():
         positions = _positions_plan(shape, pattern)
         few = best.form == "dense" or best.count <= positions.count
         if few and _smaller(best, positions, dtype) is positions:
@@ -130,6 +141,11 @@ def _possible(best: Plan, shape: tuple[int, ...], dtype: torch.dtype) -> list[tu
 def plan_of(packed: Packed, shape: tuple[int, ...]) -> Plan:
     """The plan of a weight that is packed already, as a bitmask."""
     return _bitmask_plan(shape, packed.nnz)
+
+
+def form_of(parts: Iterable[str]) -> str:
+    """The form that has these parts."""
+    return next(form for form in PARTS if form in parts)
 
 
 def bytes_of(chosen: Plan, dtype: torch.dtype) -> int:
@@ -160,18 +176,24 @@ def offset_dtype(count: int) -> torch.dtype:
 
 def encode(weight: torch.Tensor, chosen: Plan) -> dict[str, torch.Tensor]:
     """The parts of a weight, in the form that was planned for it."""
-    packed = pack(weight.contiguous().reshape(matrix_shape(tuple(weight.shape))))
-    return parts_of(packed, tuple(weight.shape), chosen)
+    matrix, shape = weight.contiguous().reshape(matrix_shape(tuple(weight.shape))), weight.shape
+    if chosen.form != DELTAS:
+        return parts_of(pack(matrix), tuple(shape), chosen)
+    held = to_deltas(matrix)
+    return {VALUES: held.values, DELTAS: held.deltas, SHAPE: shape_part(shape)}
+
+
+def shape_part(shape: Iterable[int]) -> torch.Tensor:
+    """The part that says the shape of a weight."""
+    return torch.tensor(tuple(shape), dtype=torch.int64)
 
 
 def parts_of(packed: Packed, shape: tuple[int, ...], chosen: Plan) -> dict[str, torch.Tensor]:
-    """The parts of a packed weight of this shape."""
-    made: dict[str, torch.Tensor] = {SHAPE: torch.tensor(shape, dtype=torch.int64)}
+    """The parts of a packed weight of this shape, as a bitmask or positions."""
+    made: dict[str, torch.Tensor] = {SHAPE: shape_part(shape)}
     if chosen.form == BITMASK:
         made[VALUES], made[BITMASK] = packed.values, packed.bitmask
         made[OFFSETS] = packed.row_offsets.to(offset_dtype(packed.nnz))
-    elif chosen.form == DELTAS:
-        made[VALUES], made[DELTAS] = packed.values, torch.from_numpy(deltas.deltas_of(packed))
     else:
         bits = packed.bitmask.numpy()
         filled = patterns.filled(bits, chosen.pattern)
@@ -184,11 +206,11 @@ def parts_of(packed: Packed, shape: tuple[int, ...], chosen: Plan) -> dict[str, 
     return {part: made[part] for part in PARTS[chosen.form]}
 
 
-def packed_from(parts: Mapping[str, torch.Tensor]) -> tuple[Packed, tuple[int, ...]]:
-    """The packed form of a weight from its parts, and the weight's shape.
+def matrix_from(parts: Mapping[str, torch.Tensor]) -> tuple[Held, tuple[int, ...]]:
+    """A weight as the kernels take it, from its parts, and the weight's shape.
 
-    On the CPU unless the parts are those of a bitmask. Whether values, bits and offsets fit is left
-    to `spectral_kernels.product`.
+    On the CPU unless the parts are those of a bitmask. Whether they fit is left to
+    `spectral_kernels.product`.
 
     Raises:
         ValueError: parts of the wrong dtype or shape, or that do not belong together.
@@ -202,34 +224,48 @@ def packed_from(parts: Mapping[str, torch.Tensor]) -> tuple[Packed, tuple[int, .
         bits, offsets = parts[BITMASK], parts[OFFSETS]
         checks.require(bits, BITMASK, (m, -(-n // 8)), (torch.uint8,))
         checks.require(offsets, OFFSETS, (m,), (torch.int32, torch.int64))
-        return Packed(values, bits, offsets.to(torch.int64), (m, n)), shape
+        return Packed(values, bits, offsets, (m, n)), shape
     parts = {name: part.cpu() for name, part in parts.items()}
     values = parts[VALUES]
     if DELTAS in parts:
         checks.require(parts[DELTAS], DELTAS, (parts[DELTAS].numel(),), (torch.uint8,))
-        made = deltas.bits_from(parts[DELTAS].numpy(), values.numel(), m, n)
-    else:
-        checks.require(parts[PATTERN], PATTERN, (2,), (torch.int64,))
-        pattern = (int(parts[PATTERN][0]), int(parts[PATTERN][1]))
-        patterns.check(pattern, n)
-        size = (m, patterns.row_bytes(n, pattern))
-        checks.require(parts[POSITIONS], POSITIONS, size, (torch.uint8,))
-        checks.require(values, VALUES, (m * (n // pattern[1]) * pattern[0],), DTYPES)
-        made = patterns.bits_from(parts[POSITIONS].numpy(), pattern, n)
-    counts = np.bitwise_count(made).sum(axis=1, dtype=np.int64)
-    offsets = torch.from_numpy(np.cumsum(counts) - counts)
-    return Packed(values, torch.from_numpy(made), offsets, (m, n)), shape
+        return Deltas(values, parts[DELTAS], (m, n)), shape
+    checks.require(parts[PATTERN], PATTERN, (2,), (torch.int64,))
+    pattern = (int(parts[PATTERN][0]), int(parts[PATTERN][1]))
+    patterns.check(pattern, n)
+    checks.require(parts[POSITIONS], POSITIONS, (m, patterns.row_bytes(n, pattern)), (torch.uint8,))
+    checks.require(values, VALUES, (m * (n // pattern[1]) * pattern[0],), DTYPES)
+    return Positions(values, parts[POSITIONS], pattern, (m, n)), shape
+
+
+def is_held(parts: Mapping[str, torch.Tensor]) -> bool:
+    """Whether products on the CPU read the parts as they are: bits, gaps, and positions that take
+    fewer bytes than bits do.
+    """
+    if POSITIONS not in parts:
+        return True
+    m, n = matrix_shape(tuple(parts[SHAPE].tolist()))
+    return parts[POSITIONS].numel() < m * (n // 8)
 
 
 def decode(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The weight from its parts, every bit as it was.
 
     Raises:
-        ValueError: as `packed_from` does, and bits that do not fit the values.
+        ValueError: as `matrix_from` does, and bits or gaps that do not fit the values.
     """
-    packed, shape = packed_from(parts)
-    weight: torch.Tensor = unpack(packed).reshape(shape)
+    matrix, shape = matrix_from(parts)
+    weight: torch.Tensor = unpack(matrix).reshape(shape)
     return weight
+
+
+def decode_blocks(parts: Mapping[str, torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """The weight from its parts, some rows (k, columns) after another, about so many bytes each.
+
+    Each block is in the memory of the one before. Raises as `decode`, before the first block.
+    """
+    matrix, _ = matrix_from(parts)
+    yield from blocks(matrix, max(1, size // (matrix.shape[1] * parts[VALUES].itemsize)))
 
 
 def _plan(

@@ -10,9 +10,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from spectral_kernels.product import PATTERNS, code_bits
 
-#: The patterns that take no more bits than a bitmask, fewest bytes first.
-PATTERNS = ((1, 8), (1, 4), (2, 8), (2, 4))
 #: Rows that are looked at first: a matrix without a pattern is told by these.
 _FIRST = 8
 _BLOCK = 1024
@@ -43,7 +42,7 @@ def check(pattern: tuple[int, int], n: int) -> None:
 
 def row_bytes(n: int, pattern: tuple[int, int]) -> int:
     """How many bytes the columns of a row take."""
-    return -(-(n // 8 * _code_bits(pattern)) // 8)
+    return -(-(n // 8 * code_bits(pattern)) // 8)
 
 
 def filled(bits: Any, pattern: tuple[int, int]) -> Any:
@@ -54,36 +53,11 @@ def filled(bits: Any, pattern: tuple[int, int]) -> Any:
 def positions_of(bits: Any, pattern: tuple[int, int]) -> Any:
     """uint8 (m, row_bytes): the columns of a bitmask that has N ones in each group."""
     codes = _tables(pattern)[1][bits]
-    width = _code_bits(pattern)
+    width = code_bits(pattern)
     if width == 8:
         return codes
     each = np.unpackbits(codes[..., None], axis=2, count=width, bitorder="little")
     return np.packbits(each.reshape(bits.shape[0], -1), axis=1, bitorder="little")
-
-
-def bits_from(positions: Any, pattern: tuple[int, int], n: int) -> Any:
-    """The bitmask uint8 (m, n / 8) of columns.
-
-    Raises:
-        ValueError: columns of a group that do not ascend, or bits behind the last of a row.
-    """
-    width, codes = _code_bits(pattern), positions
-    if width < 8:
-        used = n // 8 * width
-        each = np.unpackbits(positions, axis=1, bitorder="little")
-        if each[:, used:].any():
-            raise ValueError("positions: expected zeros behind the last group of a row")
-        each = each[:, :used].reshape(positions.shape[0], -1, width)
-        codes = np.packbits(each, axis=2, bitorder="little")[..., 0]
-    _, _, bits, right = _tables(pattern)
-    if not right[codes].all():
-        raise ValueError("positions: expected the columns of each group to ascend")
-    return bits[codes]
-
-
-def _code_bits(pattern: tuple[int, int]) -> int:
-    N, M = pattern
-    return 8 // M * N * (M.bit_length() - 1)
 
 
 @cache
@@ -95,12 +69,11 @@ def _few_enough(pattern: tuple[int, int]) -> Any:
 
 
 @cache
-def _tables(pattern: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """By a byte of bits: with ones added, its code. By a code: its byte, whether it is right."""
+def _tables(pattern: tuple[int, int]) -> tuple[Any, Any]:
+    """By a byte of bits: with ones added, its code."""
     N, M = pattern
     step = M.bit_length() - 1
     fill, code = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
-    bits, right = np.zeros(256, np.uint8), np.zeros(256, bool)
     for byte in range(256):
         at = 0
         for group in range(8 // M):
@@ -111,6 +84,4 @@ def _tables(pattern: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
                 fill[byte] |= 1 << (group * M + column)
                 code[byte] |= column << at
                 at += step
-    for byte in np.unique(fill):
-        bits[code[byte]], right[code[byte]] = byte, True
-    return fill, code, bits, right
+    return fill, code

@@ -3,7 +3,8 @@
 Written again, it becomes the dense file that it was made from. One tensor is in memory at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +53,20 @@ class Stored(SafetensorsFile):
         tensor = torch.empty((rows, *entry.shape[1:]), dtype=TORCH_DTYPES[entry.dtype])
         self._fill(as_bytes(tensor), entry.start)
         return tensor
+
+    def read_blocks(self, name: str, size: int) -> Iterator[torch.Tensor]:
+        """A tensor whose dtype torch has, as a matrix, some rows (k, columns) after another, about
+        so many bytes each; each block is in the memory of the one before.
+        """
+        entry = self._entries[name]
+        m, n = forms.matrix_shape(entry.shape)
+        dtype = TORCH_DTYPES[entry.dtype]
+        rows = max(1, size // (n * dtype.itemsize))
+        room = torch.empty((min(rows, m), n), dtype=dtype)
+        for low in range(0, m, rows):
+            block = room[: min(rows, m - low)]
+            self._fill(as_bytes(block), entry.start + low * n * dtype.itemsize)
+            yield block
 
     def bytes_of(self, name: str) -> int:
         """How many bytes a tensor takes."""
@@ -160,13 +175,8 @@ class CompressedFile(CheckpointFile):
     def read(self, name: str) -> torch.Tensor:
         if name not in self._form:
             return self.stored.read(name)
-        try:
-            weight = forms.decode(self.parts(name))
-        except ValueError as error:
-            raise CheckpointError(
-                self.path, f"the parts of {brief(name)} to fit", str(error)
-            ) from error
-        return weight
+        with self._naming(name):
+            return forms.decode(self.parts(name))
 
     def write(self, file: BinaryIO, edit: Edit) -> None:
         if self._header is None:
@@ -184,9 +194,23 @@ class CompressedFile(CheckpointFile):
         if edited is not None:
             file.write(as_bytes(edited))
         elif name in self._form:
-            file.write(as_bytes(self.read(name)))
+            with self._naming(name):
+                for block in forms.decode_blocks(self.parts(name), CHUNK):
+                    file.write(as_bytes(block))
         else:
             self.stored.copy_tensor(name, file)
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """The name of the tensor whose parts do not fit in the error that says so."""
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(
+                self.path, f"the parts of {brief(name)} to fit", str(error)
+            ) from error
 
     def _is_weight(self, prefix: str) -> bool:
         """Whether the values are of a dtype that the forms hold; older formats have others."""

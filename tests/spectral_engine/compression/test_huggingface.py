@@ -46,6 +46,12 @@ def bert():
     return transformers.BertModel(config)
 
 
+def mixtral():
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**SIZES, num_local_experts=3, num_experts_per_tok=2)
+    return transformers.MixtralForCausalLM(config)
+
+
 def sparse_layers(model) -> int:
     return sum(isinstance(module, SparseWeight) for module in model.modules())
 
@@ -74,8 +80,14 @@ CASES = {
         llama, transformers.AutoModelForCausalLM, 0.98, {"max_shard_size": "60KB"}, 15
     ),
     "bert": (bert, transformers.AutoModel, 0.7, {}, 13),
-    # Its layers are no Linear: their weights become dense while they are loaded.
-    "gpt2": (gpt2, transformers.AutoModelForCausalLM, 0.7, {}, 0),
+    # Weights stored (in, out); the embedding, which is the head too, stays dense.
+    "gpt2": (gpt2, transformers.AutoModelForCausalLM, 0.7, {}, 8),
+    # transformers merges the experts while it loads them, and they are dense then.
+    "mixtral": (mixtral, transformers.AutoModelForCausalLM, 0.7, {}, 9),
+    "mixtral, shards": (
+        mixtral, transformers.AutoModelForCausalLM, 0.7, {"max_shard_size": "60KB"}, 9
+    ),
+    "gpt2, deltas": (gpt2, transformers.AutoModelForCausalLM, 0.98, {}, 8),
 }  # fmt: skip
 
 

@@ -103,7 +103,10 @@ def test_arrays_that_do_not_belong_together(use: object) -> None:
     refused("the first row where they do not is 0", bitmask=good.bitmask | np.uint8(32))
     refused("the first row where they do not is 0", bitmask=good.bitmask & np.uint8(253))
     refused("the first row where they do not is 0", row_offsets=good.row_offsets + 1)
-    refused("the first row where they do not is 0", row_offsets=good.row_offsets - 2**62)
+    refused(
+        "the first row where they do not is 0",
+        row_offsets=good.row_offsets.astype(np.int64) - 2**62,
+    )
     refused(r"bitmask: expected shape \(3, 1\); got \(3, 2\)", bitmask=np.zeros((3, 2), np.uint8))
     refused(r"row_offsets: expected shape \(3,\); got \(4,\)", row_offsets=np.zeros(4, np.int64))
     refused("values: expected shape", values=good.values[:, None])

@@ -196,6 +196,16 @@ def _splat(b, value, vector):
     return b.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
 
 
+@compiled(inline="always")
+def floats_of(words, kind, at, count, room):
+    """The floats of `count` words of 16 bits from `at` on, into `room`, which has 15 to spare."""
+    if at + count + 15 <= words.size:
+        widen(words, at, count, kind, room)
+    else:
+        for k in range(count):
+            room[k] = wide(words[at + k], kind)
+
+
 def add_row(words, kind, at, count, room, columns, x, x_at, sums, sums_at, width):
     """`add_stored` of words of any kind; those of 16 bits are made floats in `room` first."""
     raise RuntimeError("only compiled code calls this; its overloads are below")
@@ -209,11 +219,7 @@ def _add_row(words, kind, at, count, room, columns, x, x_at, sums, sums_at, widt
         )
 
     def widened(words, kind, at, count, room, columns, x, x_at, sums, sums_at, width):
-        if at + count + 15 <= words.size:
-            widen(words, at, count, kind, room)
-        else:
-            for k in range(count):
-                room[k] = wide(words[at + k], kind)
+        floats_of(words, kind, at, count, room)
         add_stored(room, 0, columns, count, x, x_at, sums, sums_at, width)
 
     return widened

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spectral_kernels.product import PATTERNS
 
-from spectral_engine.checkpoints.sparse import forms, patterns
+from spectral_engine.checkpoints.sparse import forms
 from tests.support.sparse_weights import DTYPES, equal_bits, pruned, weights
 
 
@@ -28,7 +29,7 @@ def test_every_form_gives_every_bit_back(weight):
         assert equal_bits(forms.decode(parts), weight)
 
 
-@pytest.mark.parametrize(("n", "m"), patterns.PATTERNS)
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
 @pytest.mark.parametrize("full", [True, False])
 def test_patterns_are_found_and_kept(n, m, full):
     """Catches a pattern not seen, groups that are not full, and a table of the wrong direction."""
