@@ -15,6 +15,7 @@ from spectral_kernels.backends.gpu.compile import (
     Figures,
     compile_variant,
     figures,
+    product_variants,
     variants,
 )
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--target", choices=NVIDIA, default="sm_90")
     arguments = parser.parse_args()
     wanted = [
-        variant for variant in variants()
+        variant for variant in (*variants(), *product_variants())
         if not arguments.names or any(name in variant.name for name in arguments.names)
     ]  # fmt: skip
     target = TARGETS[arguments.target]

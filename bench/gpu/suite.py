@@ -10,6 +10,7 @@ Parts, in this order, each within its own time:
     sanitizer  the same, small, under compute-sanitizer (memcheck, racecheck) where it is installed
     svd        batched truncated SVDs beside torch's own
     model      all linear layers of a 7B model
+    product    products with packed matrices beside cuBLAS
     speed      shares of the device's copy bandwidth, speed-ups over PyTorch and torch.compile
 
 Exit status: 0 where every check that was run passed and none was left out; 1 where one did not; 2
@@ -36,11 +37,13 @@ from typing import Any
 
 import torch
 
-PARTS = ("checks", "sanitizer", "svd", "model", "speed")
+PARTS = ("checks", "sanitizer", "svd", "model", "product", "speed")
 PACKAGES = ("torch", "triton", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x")
 #: The most seconds of a part, the sanitizer's for each tool; together under 8 minutes.
 #: A cold start compiles some 200 kernels for the checks, and those of the CPU to compare with.
-SECONDS = {"checks": 220.0, "sanitizer": 40.0, "svd": 40.0, "model": 30.0, "speed": 100.0}
+SECONDS = {
+    "checks": 200.0, "sanitizer": 40.0, "svd": 40.0, "model": 30.0, "product": 25.0, "speed": 100.0,
+}  # fmt: skip
 TOOLS = ("memcheck", "racecheck")
 #: (m, n): one whose rows are whole vectors, one whose rows are not, both many tiles.
 SHAPES = ((1531, 2048), (517, 1003))
@@ -97,13 +100,20 @@ def run_checks(
     # They compile nothing on import, but read whether the interpreter is wanted.
     from spectral_kernels.backends.gpu.backend import GPU, GPUBackend  # noqa: PLC0415
 
+    from bench.gpu import product  # noqa: PLC0415
     from bench.gpu.checks import checks  # noqa: PLC0415
 
     # The interpreter pays for tiles, not for entries.
     backend = GPUBackend(entries=2048, rows=16) if device == "cpu" else GPU
     deadline, found = time.monotonic() + seconds, []
     # In turns, so that what time does not allow is left out of every shape alike.
-    of_each = [[(shape, *one) for one in checks(*shape, device, backend)] for shape in shapes]
+    of_each = [
+        [
+            (shape, *one)
+            for one in chain(checks(*shape, device, backend), product.checks(*shape, device))
+        ]
+        for shape in shapes
+    ]
     for (m, n), name, check in chain.from_iterable(zip(*of_each, strict=True)):
         if only not in name:
             continue
@@ -201,6 +211,7 @@ def bound_lines(result: dict[str, Any]) -> list[str]:
 def table(result: dict[str, Any]) -> str:
     """The short table that is printed last."""
     from bench.gpu import model as gpu_model  # noqa: PLC0415 (as in `run_checks`)
+    from bench.gpu import product as gpu_product  # noqa: PLC0415
     from bench.gpu import svd as gpu_svd  # noqa: PLC0415
     from bench.gpu.speed import TARGETS  # noqa: PLC0415
 
@@ -215,6 +226,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{row['tool']}: {verdict}{', ' if row['said'] else ''}{row['said']}")
     lines += [gpu_svd.line(row) for row in result["svd"]]
     lines += [gpu_model.line(row) for row in result["model"]]
+    lines += [gpu_product.line(row) for row in result["product"]]
     if not result["dry_run"]:
         lines += bound_lines(result)
     if result["speed"]:
@@ -280,6 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sanitizer": lambda: [] if options.dry_run else run_sanitizer(SECONDS["sanitizer"]),
         "svd": lambda: run_svd(options, device),
         "model": lambda: run_model(options, device),
+        "product": lambda: run_product(options, device),
         "speed": lambda: run_speed(options, device),
     }
     if options.output != Path(os.devnull):
@@ -310,6 +323,16 @@ def run_model(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
     smaller = {"shrink": 256, "rounds": 1, "group": 2} if options.dry_run else {}
     deadline = math.inf if options.dry_run else time.monotonic() + SECONDS["model"]
     return list(gpu_model.rows(device, deadline, **smaller))
+
+
+def run_product(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+    """The rows of `product`."""
+    from bench.gpu import product as gpu_product  # noqa: PLC0415 (as in `run_checks`)
+
+    shapes = ((32, 64),) if options.dry_run else gpu_product.SHAPES
+    rounds = 1 if options.dry_run else 15
+    deadline = math.inf if options.dry_run else time.monotonic() + SECONDS["product"]
+    return list(gpu_product.rows(shapes, device, deadline, rounds))
 
 
 def run_speed(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:

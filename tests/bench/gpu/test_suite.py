@@ -56,12 +56,15 @@ def test_dry_run(tmp_path: Path) -> None:
     for kernel in (
         "sample", "keep_largest", "histogram", "refine", "all_finite", "tie_stop", "score_bits",
         "row_l1", "row_threshold", "keep_largest_of", "sample_of", "packing", "masked_product",
+        "product float64", "product 2:4 bfloat16",
     ):  # fmt: skip
         assert kernel in checked
     (svd,), (model,) = result["svd"], result["model"]
     assert set(svd["ms"]) == {"torch", "svd_lowrank", "svdvals"}
     assert svd["error"]["torch"] < 1e-3
     assert set(model["ms"]) == {"magnitude", "randomized", "principal", "svd"}
+    assert len(result["product"]) == 12
+    assert all(set(row["ms"]) == {"packed", "cublas"} for row in result["product"])
     assert len(result["speed"]) == 26
     for row in result["speed"]:
         assert "said" not in row, row

@@ -21,6 +21,9 @@ from triton.compiler import ASTSource
 from spectral_kernels.backends.gpu.machine_code import listings, usage
 from spectral_kernels.backends.gpu.plan import LOW_RANK_REGISTERS
 from spectral_kernels.backends.gpu.triton import kernels, nm, packing, rows
+from spectral_kernels.product.gpu import kernels as products
+from spectral_kernels.product.gpu.packing import WARPS
+from spectral_kernels.product.gpu.packing import tile as product_tile
 from spectral_kernels.reference.laws import Base, Shape
 
 TARGETS = {
@@ -29,7 +32,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MODULES = (kernels, nm, packing, rows)
+MODULES = (kernels, nm, packing, rows, products)
 _ELEMENTS = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 #: Element types of pointers; None is that of the matrix. Other arguments carry annotations.
 _POINTERS: dict[str, str | None] = {
@@ -37,12 +40,16 @@ _POINTERS: dict[str, str | None] = {
     "row": "fp32", "column": "fp32", "laws": "fp32", "thresholds": "i32", "tie_stops": "i64",
     "scores": "i32", "nonfinite": "i32", "sums": "fp64", "counts": "i64",
     "packed": "u8", "words": "i32", "starts": "i64", "columns": "i32", "values": None,
+    "bits": "u8", "offsets": "i32", "x": None, "y": None,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with its compile-time arguments; `absent` pointers are None."""
+    """A kernel with its compile-time arguments; `absent` pointers are None.
+
+    fused: whether a b + c may be one rounding.
+    """
 
     kernel: str
     dtype: str
@@ -51,6 +58,7 @@ class Variant:
     absent: tuple[str, ...] = ("left", "right", "row", "column")
     pointers: dict[str, str] = field(default_factory=dict)
     warps: int = 1
+    fused: bool = False
 
     @property
     def name(self) -> str:
@@ -60,7 +68,7 @@ class Variant:
     @property
     def entries(self) -> int:
         """Entries of the matrix that one thread handles in each turn of the loop."""
-        sizes = {"ROWS": 1, "COLUMNS": 1, "TILE": 1, "WORDS": 32}
+        sizes = {"ROWS": 1, "COLUMNS": 1, "TILE": 1, "WORDS": 32, "BYTES": 8}
         tile = [
             self.constants[name] * each for name, each in sizes.items() if name in self.constants
         ]
@@ -130,6 +138,18 @@ def variants() -> Iterator[Variant]:
     yield Variant("row_threshold", "fp32", {"COLUMNS": 4096}, warps=4)
 
 
+def product_variants() -> Iterator[Variant]:
+    """The kernels of products with packed matrices, as they are launched."""
+    columns = 8192
+    for dtype in _ELEMENTS:
+        for sides in (1, 2, 4) if dtype == "fp64" else (1, 2, 4, 8, 16):
+            tile = {"SIDES": sides, "BYTES": product_tile(columns, sides)}
+            tile["DOUBLE"] = dtype == "fp64"
+            yield Variant("product", dtype, tile, f"{sides}", (), warps=WARPS, fused=True)
+        tile = {"BYTES": product_tile(columns)}
+        yield Variant("unpack", dtype, tile, "", (), warps=WARPS, fused=True)
+
+
 def _low_rank(variant: Variant, base: Base) -> Variant:
     """The same with a score of low rank: 64, in tiles of the backend's size."""
     tile = {"BASE": int(base), "ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "DEPTHS": 4}
@@ -174,7 +194,7 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Any:
         else:
             signature[name] = parameter.annotation_type
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": variant.warps, "num_stages": 2, "enable_fp_fusion": False}
+    options = {"num_warps": variant.warps, "num_stages": 2, "enable_fp_fusion": variant.fused}
     if "left" in kernel.arg_names and "left" not in variant.absent and target.backend == "cuda":
         options["maxnreg"] = LOW_RANK_REGISTERS
     return triton.compile(source, target=target, options=options)

@@ -8,8 +8,9 @@ from spectral_kernels.backends.protocol import Matrix
 from spectral_kernels.product.gpu import kernels
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-#: Columns of a tile.
-COLUMNS = 2048
+#: Warps of a program, and bytes of bits of a tile: what they add up among threads is the same for
+#: one byte a thread and for four.
+WARPS, LEAST_BYTES, MOST_BYTES = 4, 128, 512
 
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,7 +22,8 @@ def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     padded = torch.nn.functional.pad(stored, (0, -n % 8)).view(m, -1, 8)
     powers = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=weight.device)
     bits = (padded * powers).sum(2, dtype=torch.uint8)
-    return weight[stored], bits, counts.cumsum(0) - counts
+    values, offsets = weight[stored], counts.cumsum(0) - counts
+    return values, bits, offsets.to(torch.int32 if values.numel() < 2**31 else torch.int64)
 
 
 def unpack(
@@ -32,14 +34,15 @@ def unpack(
     out = torch.empty(shape, dtype=values.dtype, device=values.device)
     with device_of(Matrix(out, m, n, str(values.dtype))):
         kernels.unpack[(m,)](
-            values, bits, offsets, out, n, ceil_div(n, 8), COLUMNS=tile(n), num_warps=4
+            values, bits, offsets, out, n, ceil_div(n, 8), BYTES=tile(n), num_warps=WARPS
         )
     return out
 
 
 def tile(n: int, sides: int = 1) -> int:
-    """Columns that a program handles at a time: fewer where there are more right-hand sides."""
-    return min(max(int(triton.next_power_of_2(n)), 128), max(COLUMNS // sides, 256))
+    """Bytes of bits that a program handles at a time: fewer for more right-hand sides."""
+    most = max(MOST_BYTES // sides, LEAST_BYTES)
+    return min(max(int(triton.next_power_of_2(ceil_div(n, 8))), LEAST_BYTES), most)
 
 
 def first_wrong_row(bits: torch.Tensor, offsets: torch.Tensor, nnz: int, n: int) -> int:
