@@ -78,10 +78,11 @@ def is_right(m: int, n: int, pattern: Pattern, dtype: str, device: str) -> str:
 
 
 def checks(m: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """A check for each dtype, and of 2:4 for those of 16 bits, in a shape that its units take."""
+    """A check for each dtype, and of 2:4 for those of 16 bits, in a shape that units take."""
     for dtype in ("float32", "bfloat16", "float16", "float64"):
         yield f"product {dtype}", partial(is_right, m, n, 0.6, dtype, device)
-    m, n = (-(-size // step) * step for size, step in ((m, 32), (n, 64)))
+    rows, columns = (1, 4) if device == "cpu" else (semi_structured.ROWS, semi_structured.COLUMNS)
+    m, n = -(-m // rows) * rows, -(-n // columns) * columns
     for dtype in ("bfloat16", "float16"):
         yield f"product 2:4 {dtype}", partial(is_right, m, n, "2:4", dtype, device)
 

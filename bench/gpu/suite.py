@@ -329,7 +329,7 @@ def run_product(options: argparse.Namespace, device: str) -> list[dict[str, Any]
     """The rows of `product`."""
     from bench.gpu import product as gpu_product  # noqa: PLC0415 (as in `run_checks`)
 
-    shapes = ((32, 64),) if options.dry_run else gpu_product.SHAPES
+    shapes = ((4, 64),) if options.dry_run else gpu_product.SHAPES
     rounds = 1 if options.dry_run else 15
     deadline = math.inf if options.dry_run else time.monotonic() + SECONDS["product"]
     return list(gpu_product.rows(shapes, device, deadline, rounds))

@@ -1,11 +1,10 @@
-"""Compressing, decompressing and opening a file beside copying it.
+"""Compressing a file and decompressing it beside copying it.
 
     python bench/speed/files.py                       256 MB of each dtype, in the system's folder
     python bench/speed/files.py --megabytes 64 --folder /var/tmp
 
 All take turns in one process (`timing`), and everything written is on the disk when a turn ends. A
-copy is of the dense file, by `shutil.copyfileobj`, 4 MiB at a time; opening is loading the
-compressed file's parts, beside `read`, which reads that file and keeps it. The second table is in
+copy is of the dense file, by `shutil.copyfileobj`, 4 MiB at a time. The second table is in
 processor time, which other load on the machine changes less.
 """
 
@@ -20,7 +19,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import spectral_engine as se
 from bench.speed.timing import Contender, interleave, ratio
@@ -55,16 +54,10 @@ def contenders(folder: Path) -> dict[str, Contender]:
     """What takes turns on `dense` and `small` of a folder."""
     dense, small = folder / "dense.safetensors", folder / "small.safetensors"
     out = folder / "out.safetensors"
-
-    def opened() -> object:
-        return load_file(small)
-
     return {
         "copy": lambda: copy(dense, out),
         "compress": lambda: se.compress_file(dense, small, force=True, progress=False),
         "decompress": lambda: se.decompress_file(small, out, force=True, progress=False),
-        "read": small.read_bytes,
-        "open": opened,
     }
 
 
@@ -74,7 +67,7 @@ def main(
 ) -> None:
     """Print a line for each dtype and sparsity."""
     for clock, called in ((time.perf_counter, "time"), (time.process_time, "processor time")):
-        names = ("copy ms", "compress / copy", "decompress / copy", "open / read")
+        names = ("copy ms", "compress / copy", "decompress / copy")
         table = Table("dtype", "zeros", *names, title=called)
         for dtype in DTYPES:
             for sparsity in SPARSITIES:
@@ -84,7 +77,6 @@ def main(
                 cells = [
                     f"{1e3 * min(times['copy']):.0f}",
                     *(f"{ratio(times, name, 'copy'):.2f}" for name in ("compress", "decompress")),
-                    f"{ratio(times, 'open', 'read'):.2f}",
                 ]
                 table.add_row(dtype, f"{sparsity:.0%}", *cells)
         Console().print(table)

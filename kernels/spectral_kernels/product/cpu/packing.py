@@ -9,7 +9,9 @@ handled so while eight more of the row are to come, so that no store falls outsi
 # Compiled code has no types to check: Numba gives its own.
 
 import numpy as np
-from numba import prange
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from spectral_kernels._numba import compiled
@@ -52,6 +54,22 @@ def first_wrong_row(bits: Bits, offsets: Offsets, nnz: int, n: int) -> int:
     return int(wrong[0]) if wrong.size else -1
 
 
+@intrinsic
+def eight_nonzero(typingctx, words, at):
+    """A byte with a 1 for each of eight words from `at` on that is not 0, the first in bit 0."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        word = data.type.pointee
+        vector = ir.VectorType(word, 8)
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer())
+        found = builder.load(pointer, align=word.width // 8)
+        mask = builder.icmp_unsigned("!=", found, ir.Constant(vector, [0] * 8))
+        return builder.bitcast(mask, ir.IntType(8))
+
+    return types.uint8(words, types.int64), codegen
+
+
 @compiled(parallel=True)
 def _bits(words, m, n, tasks):
     width = (n + 7) // 8
@@ -61,9 +79,7 @@ def _bits(words, m, n, tasks):
         for i in range(task * m // tasks, (task + 1) * m // tasks):
             row, out, found = words[i * n : (i + 1) * n], bits[i], 0
             for k in range(n // 8):
-                eight, byte = row[8 * k : 8 * k + 8], np.uint8(0)
-                for b in range(8):
-                    byte |= np.uint8(eight[b] != zero) << np.uint8(b)
+                byte = eight_nonzero(row, 8 * k)
                 out[k] = byte
                 found += popcount(byte)
             if n % 8:
@@ -109,7 +125,7 @@ def _scatter(values, bits, offsets, out, n, tasks):
                 if at + 8 <= values.size and 8 * k + 8 <= n:
                     for b in range(8):
                         bit = byte >> np.uint64(b) & np.uint64(1)
-                        out[start + b] = values[at] if bit else zero
+                        out[start + b] = values[at] * bit  # a choice would become a branch
                         at += np.int64(bit)
                 else:
                     for b in range(min(8, n - 8 * k)):
