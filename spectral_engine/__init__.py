@@ -13,10 +13,10 @@ print(se.spectra(model))
 from spectral_engine.calibration.input_moments import InputMoments, calibrate
 from spectral_engine.calibration.request import Calibration
 from spectral_engine.cards.model_card import write_model_card
-from spectral_engine.compression import transformers_hook as _transformers_hook
 from spectral_engine.compression.conv1d import SparseConv1D
 from spectral_engine.compression.convolution import SparseConv
 from spectral_engine.compression.file import compress_file, decompress_file
+from spectral_engine.compression.hub import transformers_hook as _transformers_hook
 from spectral_engine.compression.linear import SparseEmbedding, SparseLinear
 from spectral_engine.compression.low_rank import SparseLowRankConv, SparseLowRankLinear
 from spectral_engine.compression.model import compress, decompress

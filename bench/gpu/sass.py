@@ -15,9 +15,9 @@ from spectral_kernels.backends.gpu.compile import (
     Figures,
     compile_variant,
     figures,
-    product_variants,
     variants,
 )
+from spectral_kernels.product.gpu.variants import product_variants
 
 NVIDIA = [name for name, target in TARGETS.items() if target.backend == "cuda"]
 COLUMNS = "loop", "all", "registers", "spilled B", "shared B", "load", "store", "matrix units"

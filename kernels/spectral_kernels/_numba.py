@@ -114,6 +114,12 @@ def _sources(folder: Path) -> str:
     return found.hexdigest()
 
 
+def _own_sources(folder: Path) -> str:
+    """Those of a function's folder; where it lies in a folder of kernels, these are compiled in."""
+    own = _sources(folder)
+    return own + _sources(folder.parent) if folder.parent.name == "cpu" else own
+
+
 class _Cache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of a function, without its errors: it then compiles, and keeps nothing."""
 
@@ -124,7 +130,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,
             filename_base=self._impl.filename_base,
-            source_stamp=(_sources(folder), _sources(Path(__file__).parent / "reference")),
+            source_stamp=(_own_sources(folder), _sources(Path(__file__).parent / "reference")),
         )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -73,7 +73,7 @@ def to_deltas(weight: Any) -> Deltas:
     (array([ 1.5,  2. , -3. ], dtype=float32), array([1, 1, 1], dtype=uint8))
     """
     words = _words(weight)
-    from spectral_kernels.product.cpu import gaps  # noqa: PLC0415 (starts the compiler)
+    from spectral_kernels.product.cpu.forms import gaps  # noqa: PLC0415 (starts the compiler)
 
     count, length = gaps.lengths(words)
     values = arrays.empty_like(weight, (count,), arrays.dtype_of(weight, "weight"))
@@ -86,7 +86,7 @@ def to_deltas(weight: Any) -> Deltas:
 def deltas_length(weight: Any) -> int:
     """How many bytes the gaps of a matrix take; arguments and errors as for `to_deltas`."""
     words = _words(weight)
-    from spectral_kernels.product.cpu import gaps  # noqa: PLC0415 (starts the compiler)
+    from spectral_kernels.product.cpu.forms import gaps  # noqa: PLC0415 (starts the compiler)
 
     return int(gaps.lengths(words)[1])
 

@@ -94,12 +94,12 @@ def prepare(packed: Held) -> Operator:
     """
     if isinstance(packed, Deltas):
         check_arrays(packed)
-        from spectral_kernels.product.cpu import far  # noqa: PLC0415 (starts the compiler)
+        from spectral_kernels.product.cpu.forms import far  # noqa: PLC0415 (starts the compiler)
 
         walker = far.Runner(packed)
         return Operator(packed, walker, walker.quick)
     if isinstance(packed, Positions):
-        from spectral_kernels.product.cpu import grouped  # noqa: PLC0415 (starts the compiler)
+        from spectral_kernels.product.cpu.forms import grouped  # noqa: PLC0415 (starts the compiler)
 
         groups = grouped.Runner(packed)
         return Operator(packed, groups, groups.quick)

@@ -53,7 +53,7 @@ def blocks(packed: Held, rows: int) -> Iterator[Any]:
     >>> [block.tolist() for block in blocks(pack(S), 2)]
     [[[0.0, 1.5], [2.0, 0.0]], [[0.0, 0.0]]]
     """
-    from spectral_kernels.product.cpu import far, grouped  # noqa: PLC0415 (starts the compiler)
+    from spectral_kernels.product.cpu.forms import far, grouped  # noqa: PLC0415 (starts the compiler)
 
     m, n = packed.shape
     walker = None

@@ -10,8 +10,9 @@ from tests.support.processes import run_python
 TRITON = """
 import sys
 from spectral_kernels.backends.gpu import compile as compiler
+from spectral_kernels.product.gpu.variants import product_variants
 target = compiler.TARGETS[sys.argv[1]]
-made = [(one, compiler.compile_variant(one, target)) for one in compiler.product_variants()]
+made = [(one, compiler.compile_variant(one, target)) for one in product_variants()]
 if target.backend == "cuda":
     for variant, found in compiler.figures(made, target):
         print(variant.name, found.loop_per_entry, found.local_bytes, found.load_bits)

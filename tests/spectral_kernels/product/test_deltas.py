@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectral_kernels.product import Deltas, pack, prepare, unpack
 
-from tests.spectral_kernels.product.test_product import DTYPES, expected_of, same, sparse
+from tests.support.products import DTYPES, expected_of, same, sparse
 
 
 def deltas_of(A: torch.Tensor) -> Deltas:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectral_kernels.product import PATTERNS, Positions, blocks, pack, prepare, unpack
 
-from tests.spectral_kernels.product.test_product import DTYPES, expected_of, same
+from tests.support.products import DTYPES, expected_of, same
 
 
 def matrix(

@@ -8,36 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectral_kernels.product import oracle, pack, prepare
+from spectral_kernels.product import pack, prepare
 from spectral_kernels.product.cpu import operator as cpu
 
 from tests.support.processes import run_python
+from tests.support.products import DTYPES, expected_of, same, sparse
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 UNIT = {torch.float64: 2.0**-53}
-
-
-def sparse(shape: tuple[int, ...], keep: float, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    rng = np.random.default_rng(seed)
-    A = np.where(rng.random(shape) < keep, rng.standard_normal(shape), 0.0)
-    return torch.tensor(A).to(dtype)
-
-
-def expected_of(A: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-    """The oracle's product; bfloat16, which NumPy does not know, is exact in float32."""
-    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (A, X)]
-    return torch.tensor(oracle.product(*(t.numpy() for t in wide))).to(X.dtype)
 
 
 def all_ways(dtype: torch.dtype) -> list[str]:
     """Those that this processor has."""
     return cpu.ways(str(dtype).removeprefix("torch."))
-
-
-def same(found: torch.Tensor, expected: torch.Tensor) -> None:
-    size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[expected.element_size()]
-    nan = found.isnan() & expected.isnan()
-    assert torch.equal(found.view(size).where(~nan, 0), expected.view(size).where(~nan, 0))
 
 
 @given(

@@ -21,9 +21,6 @@ from triton.compiler import ASTSource
 from spectral_kernels.backends.gpu.machine_code import listings, usage
 from spectral_kernels.backends.gpu.plan import LOW_RANK_REGISTERS
 from spectral_kernels.backends.gpu.triton import kernels, nm, packing, rows
-from spectral_kernels.product.gpu import kernels as products
-from spectral_kernels.product.gpu.packing import WARPS
-from spectral_kernels.product.gpu.packing import tile as product_tile
 from spectral_kernels.reference.laws import Base, Shape
 
 TARGETS = {
@@ -32,7 +29,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MODULES = (kernels, nm, packing, rows, products)
+MODULES = (kernels, nm, packing, rows)
 _ELEMENTS = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 #: Element types of pointers; None is that of the matrix. Other arguments carry annotations.
 _POINTERS: dict[str, str | None] = {
@@ -48,7 +45,7 @@ _POINTERS: dict[str, str | None] = {
 class Variant:
     """A kernel with its compile-time arguments; `absent` pointers are None.
 
-    fused: whether a b + c may be one rounding.
+    fused: whether a b + c may be one rounding. module: that has the kernel, if none of MODULES.
     """
 
     kernel: str
@@ -59,6 +56,7 @@ class Variant:
     pointers: dict[str, str] = field(default_factory=dict)
     warps: int = 1
     fused: bool = False
+    module: Any = None
 
     @property
     def name(self) -> str:
@@ -138,18 +136,6 @@ def variants() -> Iterator[Variant]:
     yield Variant("row_threshold", "fp32", {"COLUMNS": 4096}, warps=4)
 
 
-def product_variants() -> Iterator[Variant]:
-    """The kernels of products with packed matrices, as they are launched."""
-    columns = 8192
-    for dtype in _ELEMENTS:
-        for sides in (1, 2, 4) if dtype == "fp64" else (1, 2, 4, 8, 16):
-            tile = {"SIDES": sides, "BYTES": product_tile(columns, sides)}
-            tile["DOUBLE"] = dtype == "fp64"
-            yield Variant("product", dtype, tile, f"{sides}", (), warps=WARPS, fused=True)
-        tile = {"BYTES": product_tile(columns)}
-        yield Variant("unpack", dtype, tile, "", (), warps=WARPS, fused=True)
-
-
 def _low_rank(variant: Variant, base: Base) -> Variant:
     """The same with a score of low rank: 64, in tiles of the backend's size."""
     tile = {"BASE": int(base), "ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "DEPTHS": 4}
@@ -176,7 +162,8 @@ def _sample_variants(sample: Variant) -> Iterator[Variant]:
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Any:
     """The compiled kernel, as Triton returns it; starts no device."""
-    kernel = next(getattr(m, variant.kernel) for m in MODULES if hasattr(m, variant.kernel))
+    modules = MODULES if variant.module is None else (variant.module,)
+    kernel = next(getattr(m, variant.kernel) for m in modules if hasattr(m, variant.kernel))
     constants = dict(variant.constants)
     if "NVIDIA" in kernel.arg_names:
         constants["NVIDIA"] = target.backend == "cuda"

@@ -56,6 +56,6 @@ def install() -> None:
 
 
 def _register() -> None:
-    from spectral_engine.compression import huggingface  # noqa: PLC0415 (imports transformers)
+    from spectral_engine.compression.hub import huggingface  # noqa: PLC0415 (imports transformers)
 
     huggingface.register()

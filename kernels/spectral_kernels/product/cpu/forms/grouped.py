@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from spectral_kernels.product import arrays, oracle
-from spectral_kernels.product.cpu import groups, operator
+from spectral_kernels.product.cpu import operator
 from spectral_kernels.product.cpu.call import Call
+from spectral_kernels.product.cpu.forms import groups
 from spectral_kernels.product.cpu.threads import shared
 from spectral_kernels.product.cpu.vectors import SPARE
 from spectral_kernels.product.packed import Packed

@@ -13,9 +13,9 @@ import numpy as np
 from numba import prange
 
 from spectral_kernels._numba import compiled
+from spectral_kernels.product.cpu.forms.walk import MORE, add_tile, columns_of
 from spectral_kernels.product.cpu.kernels import load_at, side_by_side_at
 from spectral_kernels.product.cpu.stored import add_row
-from spectral_kernels.product.cpu.walk import MORE, add_tile, columns_of
 from spectral_kernels.product.oracle import LANES, SUMS, TILE
 
 

@@ -1,7 +1,7 @@
 """Compressing a file and decompressing it beside copying it.
 
-    python bench/speed/files.py                       256 MB of each dtype, in the system's folder
-    python bench/speed/files.py --megabytes 64 --folder /var/tmp
+    python bench/files.py                       256 MB of each dtype, in the system's folder
+    python bench/files.py --megabytes 64 --folder /var/tmp
 
 All take turns in one process (`timing`), and everything written is on the disk when a turn ends. A
 copy is of the dense file, by `shutil.copyfileobj`, 4 MiB at a time. The second table is in

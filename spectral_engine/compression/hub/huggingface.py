@@ -35,7 +35,7 @@ from transformers.utils.quantization_config import (  # type: ignore[import-not-
 from spectral_engine.checkpoints.sparse import forms, layout
 from spectral_engine.checkpoints.sparse.company import QUANT_METHOD, VERSION
 from spectral_engine.checkpoints.sparse.reader import CompressedFile, open_safetensors
-from spectral_engine.compression import conversions
+from spectral_engine.compression.hub import conversions
 from spectral_engine.compression.model import FOLLOWERS, decompress, sparse_kind, sparse_module
 from spectral_engine.compression.weights import SparseWeight
 from spectral_engine.factored.model import LEFT, RIGHT, expect_low_rank

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from spectral_kernels.product import arrays, oracle
-from spectral_kernels.product.cpu import gaps
 from spectral_kernels.product.cpu.call import Call
+from spectral_kernels.product.cpu.forms import gaps
 from spectral_kernels.product.cpu.threads import shared
 from spectral_kernels.product.deltas import Deltas
 

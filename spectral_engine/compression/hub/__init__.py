@@ -1,0 +1,1 @@
+"""How transformers loads and saves compressed folders."""
