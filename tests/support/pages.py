@@ -23,7 +23,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import spectral_engine as se
-from spectral_engine_cli import app
+from spectral_engine.cli import app
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import spectral_engine as se
-import spectral_engine_cli as cli
 from bench import tidy
 from bench.paper.reporting import correlations
 from bench.paper.reporting.output import Result
@@ -27,6 +26,7 @@ from bench.paper.training import loop as training
 from bench.quality.networks import efficientnet
 from bench.quality.networks.network import Network
 from bench.tables import Table
+from spectral_engine import cli
 
 # Each task
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import spectral_engine as se
 from spectral_engine.cards.front_matter import read_card
-from spectral_engine_cli import app
+from spectral_engine.cli import app
 
 yaml = pytest.importorskip("yaml")
 

@@ -14,14 +14,14 @@ from spectral_kernels import LAW_NAMES
 
 import spectral_engine as se
 from spectral_engine._util.threads import one_thread
+from spectral_engine.cli import main
 from spectral_engine.demo import run, story
 from spectral_engine.demo.lenet import load_pretrained
 from spectral_engine.demo.plots import plot_accuracy, plot_spectrum
 from spectral_engine.recipe.methods import METHODS
-from spectral_engine_cli import main
 
-# `spectral_engine_cli.demo` is the command, which stands before its module.
-demo_command = importlib.import_module("spectral_engine_cli.demo")
+# `spectral_engine.cli.demo` is the command, which stands before its module.
+demo_command = importlib.import_module("spectral_engine.cli.demo")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import spectral_engine_cli as cli
+from spectral_engine import cli
 from spectral_engine.profiling import run as profiling
 from spectral_engine.profiling.device import pick_device
 from spectral_engine.profiling.records import ProfileCase

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+from spectral_engine.cli import app
 from spectral_engine.profiling.scale import Rates, rates_here, scale_rows, shapes_of_config
 from spectral_engine.profiling.shapes import MODELS, llama_shapes
-from spectral_engine_cli import app
 
 TINY = llama_shapes("tiny", 8, 16, 4, 3, 10, "float32")
 #: Nothing takes time.

@@ -17,8 +17,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import spectral_engine as se
+from spectral_engine.cli import app
 from spectral_engine.recipe.allocation import LayerCurve, Weight, allocate
-from spectral_engine_cli import app
 
 KINDS = {"global": se.Global, "erk": se.ERK, "spectral": se.Spectral}
 

@@ -8,8 +8,8 @@ import pytest
 
 import spectral_engine as se
 import spectral_engine.streaming.folder
-from spectral_engine_cli import main
-from spectral_engine_cli.options import size_of
+from spectral_engine.cli import main
+from spectral_engine.cli.options import size_of
 from tests.support.streaming.block_models import Decoder, made, without_weights, write_folder
 
 

@@ -13,7 +13,7 @@ import spectral_engine.compression.file
 import spectral_engine.pruning.file
 from spectral_engine.checkpoints import draft
 from spectral_engine.checkpoints.leftovers import unfinished
-from spectral_engine_cli import main
+from spectral_engine.cli import main
 from tests.support.processes import on_processes
 from tests.support.streaming.block_models import Decoder, made, write_folder
 

@@ -4,7 +4,7 @@ import json
 
 from typer.testing import CliRunner
 
-from spectral_engine_cli import app
+from spectral_engine.cli import app
 from tests.support.sparse_weights import save
 
 

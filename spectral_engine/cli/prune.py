@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spectral_engine_cli.names import PRESETS
-from spectral_engine_cli.options import (
+from spectral_engine.cli.names import PRESETS
+from spectral_engine.cli.options import (
     AsJson,
     Ignore,
     ModelCard,

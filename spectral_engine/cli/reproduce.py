@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spectral_engine_cli.names import FASHION_MNIST
+from spectral_engine.cli.names import FASHION_MNIST
 
 TASK_HELP = (
     "learning, oneshot, iterative; depth, width, optimizer, recurrent, transformer, headtohead, "

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import spectral_engine as se
-import spectral_engine_cli as cli
+from spectral_engine import cli
 
 WEIGHTS = {
     "embed.weight": torch.arange(60.0).reshape(20, 3),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import spectral_engine as se
-from spectral_engine_cli import app, main
+from spectral_engine.cli import app, main
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_a_shell_completes(call, monkeypatch, typed, offered):
     [
         [Path(sys.executable).with_name("spectral-engine")],
         [sys.executable, "-m", "spectral_engine"],
-        [sys.executable, "-m", "spectral_engine_cli"],
+        [sys.executable, "-m", "spectral_engine.cli"],
     ],
 )
 def test_installed_command(source, command):

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spectral_engine_cli.names import DTYPES, METHODS, MODELS
-from spectral_engine_cli.options import AsJson, require_writable
-from spectral_engine_cli.scale import show_scale
+from spectral_engine.cli.names import DTYPES, METHODS, MODELS
+from spectral_engine.cli.options import AsJson, require_writable
+from spectral_engine.cli.scale import show_scale
 
 if TYPE_CHECKING:
     from spectral_engine.profiling.records import Profile, ProfileCase

@@ -1,7 +1,7 @@
 """The command line `spectral-engine`; each command is a module beside this one.
 
-It stands apart from `spectral_engine`, whose import takes seconds of PyTorch: commands import what
-they need when they run, so that help and a shell's completion answer at once.
+Commands import what they need when they run, so that help and a shell's completion answer at once:
+PyTorch takes seconds.
 """
 
 import sys
@@ -9,13 +9,13 @@ import sys
 import typer
 from rich.console import Console
 
-from spectral_engine_cli.compare import compare
-from spectral_engine_cli.compress import compress, decompress
-from spectral_engine_cli.demo import demo
-from spectral_engine_cli.profile import profile
-from spectral_engine_cli.prune import prune
-from spectral_engine_cli.reproduce import reproduce
-from spectral_engine_cli.spectrum import spectrum
+from spectral_engine.cli.compare import compare
+from spectral_engine.cli.compress import compress, decompress
+from spectral_engine.cli.demo import demo
+from spectral_engine.cli.profile import profile
+from spectral_engine.cli.prune import prune
+from spectral_engine.cli.reproduce import reproduce
+from spectral_engine.cli.spectrum import spectrum
 
 app = typer.Typer(
     name="spectral-engine",

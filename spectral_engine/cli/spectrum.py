@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spectral_engine_cli.options import (
+from spectral_engine.cli.options import (
     AsJson,
     Ignore,
     ReportFile,

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import spectral_engine as se
+from spectral_engine.cli import names
 from spectral_engine.demo.data import DEFAULT_FOLDER
 from spectral_engine.profiling import records, shapes
 from spectral_engine.recipe import methods
-from spectral_engine_cli import names
 
 
 def test_names_are_those_of_the_engine():

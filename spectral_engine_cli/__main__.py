@@ -1,5 +1,0 @@
-"""`python -m spectral_engine_cli`."""
-
-from spectral_engine_cli import main
-
-main()
