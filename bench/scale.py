@@ -4,9 +4,10 @@
 
 FOLDER holds a transformers model; the calibration is of random tokens. `0` stands for the model in
 memory. Each process has one thread and a core of its own, as far as there are cores. Printed is a
-line of JSON a run: the peak of memory above that of the imports, in MB, and the processor time, of
+line of JSON a run: the peak of memory above that of the program, in MB, and the processor time, of
 the process that has most; seconds by the clock, for a quiet machine; a hash of the tensors that
-come out, the same for all runs.
+come out, the same for all runs. The program is what is imported and compiled: the model's own code,
+which transformers imports when a model is built, and a small pruning by the same recipe.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--max-memory", type=int, default=None, help="bytes")
+    parser.add_argument("--targets", nargs="+", default=None, help="all layers if not given")
     parser.add_argument("--processes", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -79,7 +81,7 @@ def _run(processes: int) -> dict[str, Any]:
 
 def _work(given: argparse.Namespace) -> None:
     """One process of a run."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415  (for its imports' memory)
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  (for their memory)
 
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
@@ -89,6 +91,10 @@ def _work(given: argparse.Namespace) -> None:
     make = torch.Generator().manual_seed(1)
     ids = torch.randint(words, (given.sequences, 1, given.length), generator=make)
     batches = [{"input_ids": one} for one in ids]
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(given.folder))
+    small = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    se.prune(small, given.recipe, 0.5, calibration=[torch.randn(32, 16)], progress=False)
     with launched():
         gc.collect()
         before = reset_peak("cpu")
@@ -96,11 +102,12 @@ def _work(given: argparse.Namespace) -> None:
         if os.environ["IN_MEMORY"] == "1":
             model = AutoModelForCausalLM.from_pretrained(given.folder, dtype="auto")
             calibration = se.Calibration(batches, sequential=True)
-            se.prune(model, given.recipe, 0.5, calibration=calibration, progress=False)
+            se.prune(model, given.recipe, 0.5, calibration=calibration,
+                     targets=given.targets, progress=False)  # fmt: skip
         else:
             se.prune_file(
                 given.folder, given.worker, given.recipe, 0.5, calibration=batches,
-                max_memory=given.max_memory, progress=False,
+                targets=given.targets, max_memory=given.max_memory, progress=False,
             )  # fmt: skip
         row = {
             "recipe": given.recipe,

@@ -9,7 +9,7 @@ up.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -102,6 +102,9 @@ class Folder(Checkpoint):
 
     def read(self, name: str) -> torch.Tensor:
         return self._home[name].read(name)
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor | None:
+        return self._home[name].read_rows(name, rows)
 
     def tied_to(self, name: str) -> str | None:
         return self._home[name].tied_to(name)

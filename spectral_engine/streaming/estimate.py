@@ -85,7 +85,7 @@ def estimated(streaming: Streaming) -> Estimate:
 def _stages(streaming: Streaming, piece: Piece) -> Sequence[Stage]:
     return [
         Stage([request.layer], [], workspace=workspace_of(request.refit, request.low_rank))
-        for request in streaming.requests_of(piece)
+        for request in streaming.shares.requests_of(piece)
     ]
 
 

@@ -10,8 +10,8 @@ first keeps the account of what is done. All see the same folder, so that any nu
 on from what others have done.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch import nn
 
 from spectral_engine._util.memory import trim_heap
 from spectral_engine.calibration.request import UNREACHED, Calibrated, Calibration, Request
-from spectral_engine.calibration.stages import sources_of
 from spectral_engine.distributed.groups import is_first, rank_of, sharing_group
 from spectral_engine.distributed.owners import by_first, errors_of_all, is_own
 from spectral_engine.layers.ready import require_ready
@@ -29,9 +28,9 @@ from spectral_engine.pruning.plan import ModelPlan
 from spectral_engine.pruning.report import LayerReport
 from spectral_engine.streaming.files.shelf import Shelf
 from spectral_engine.streaming.files.unfinished import Unfinished
-from spectral_engine.streaming.files.weights import FileWeights
+from spectral_engine.streaming.files.weights import FileWeights, Touched
+from spectral_engine.streaming.lookup import looked_up, tables_of
 from spectral_engine.streaming.pieces import (
-    IN_MEMORY,
     Piece,
     loaded,
     pieces_of,
@@ -41,6 +40,7 @@ from spectral_engine.streaming.pieces import (
 from spectral_engine.streaming.reaching import Reaching
 from spectral_engine.streaming.relay import Relay
 from spectral_engine.streaming.rows import Row, in_order, plain_rows, rows_of
+from spectral_engine.streaming.shares import Shares, renewed
 from spectral_engine.streaming.survey import Survey, surveyed
 
 
@@ -65,14 +65,16 @@ class Streaming:
     measure: bool
     max_memory: int | None = None
     pieces: list[Piece] = field(init=False)
-    _requests: dict[int, list[Request]] = field(init=False)
-    _hidden: dict[str, str] = field(init=False)
+    shares: Shares = field(init=False)
+    _tables: list[Piece] = field(init=False)
     _order: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.pieces = pieces_of(self.model)
         self._order = {layer.name: i for i, layer in enumerate(self.plan.layers)}
-        self._share_out()
+        self.shares = Shares(self.model, self.pieces, self.plan)
+        unpruned = [one for one in self.pieces if not self.shares.requests_of(one)]
+        self._tables = tables_of(unpruned, self.weights)
 
     def run(self, work: Unfinished, show: Any) -> tuple[list[LayerReport], int]:
         """Prune every layer, each step's result under `work`.
@@ -95,9 +97,9 @@ class Streaming:
         relay = Relay(
             self.model, self.pieces, [], self.calibration.batches, self.calibration, shelf
         )
-        with relay.installed():
+        with looked_up(self._tables, self.weights), relay.installed():
             survey = self._survey(relay, work)
-            last = self._last(survey)
+            last = self.shares.last(survey)
             rows = rows_of(work.state.get("rows", []))
             passes = work.state.get("passes", 0)
             for row in rows:
@@ -131,67 +133,6 @@ class Streaming:
                         shelf.forget(place)
         return in_order(rows), passes
 
-    # Which layers are pruned at which piece
-
-    def _share_out(self) -> None:
-        """The requests of each piece, and the layers whose inputs stay hidden."""
-        owner = {
-            id(module): i for i, one in enumerate(self.pieces) for module in one.module.modules()
-        }
-        names = {id(module): name for name, module in self.model.named_modules()}
-        self._requests, self._hidden = {}, {}
-        for layer in self.plan.layers:
-            recipe = self.plan.assigned[layer.name].recipe
-            sources, reason = sources_of(layer, names)
-            if reason is not None:
-                self._hidden[layer.name] = reason
-            places = {owner.get(id(source.module)) for source in sources} or {
-                owner.get(id(layer.module))
-            }
-            if None in places or len(places) > 1:
-                raise ValueError(
-                    f"model: {layer.name} belongs to no block alone, and one block is in memory at "
-                    f"a time; name it in ignore. {IN_MEMORY}"
-                )
-            self._requests.setdefault(places.pop() or 0, []).append(
-                Request(layer, recipe.refit, recipe.low_rank)
-            )
-
-    def requests_of(self, piece: Piece) -> list[Request]:
-        """The layers of a piece that are pruned."""
-        return self._requests.get(self.pieces.index(piece), [])
-
-    def _last(self, survey: Survey) -> int:
-        """The last step at which something is calibrated, -1 if there is none."""
-        last = -1
-        for step, piece in enumerate(survey.steps):
-            seen = [one for one in self.requests_of(piece) if one.layer.name not in self._hidden]
-            if not seen:
-                continue
-            last = step
-            if survey.steps.count(piece) > 1:
-                raise ValueError(
-                    f"model: {piece.name} is called {survey.steps.count(piece)} times a batch, and "
-                    f"one block is in memory at a time; name {seen[0].layer.name} and others of it "
-                    f"in ignore. {IN_MEMORY}"
-                )
-        for step, piece in enumerate(survey.steps[: last + 1]):
-            self._require_final(survey, step, piece, last)
-        return last
-
-    def _require_final(self, survey: Survey, step: int, piece: Piece, last: int) -> None:
-        """Refuse a weight that a later step uses as well: it would have to see it pruned."""
-        held = {id(parameter) for *_, parameter in piece.parameters()}
-        for later in range(step + 1, last + 1):
-            for request in self.requests_of(piece):
-                others = survey.steps[later]
-                shared = {id(parameter) for *_, parameter in others.parameters()} & held
-                if others is not piece and id(request.layer.parameter) in shared:
-                    raise ValueError(
-                        f"model: {request.layer.name} is a weight of {others.name} too, and one "
-                        f"block is in memory at a time; name it in ignore. {IN_MEMORY}"
-                    )
-
     @property
     def _dense(self) -> bool:
         """Whether layers see what the dense model gives."""
@@ -204,10 +145,18 @@ class Streaming:
         """The processes that share this run; None for one alone."""
         return sharing_group()
 
-    def _load(self, piece: Piece) -> AbstractContextManager[None]:
+    @contextmanager
+    def _load(self, piece: Piece) -> Iterator[None]:
+        """The piece with its weights, all but those of a table, which are looked up."""
+        if piece in self._tables:
+            yield
+            return
         with errors_of_all(self._group):
             values = self.weights.read(name for name, *_ in piece.parameters())
-        return loaded(piece, values)
+        with loaded(piece, values):
+            del values
+            yield
+        trim_heap()
 
     def _left(self, piece: Piece) -> int:
         """Bytes for moments, working memory and what is kept inside a block from pass to pass."""
@@ -222,7 +171,9 @@ class Streaming:
         resident = resident_parameters(self.model, self.pieces)
         fixed = sum(one.numel() * one.element_size() for *_, one in resident)
         most = max(map(positions_in, self.calibration.batches))
-        return piece.bytes + fixed + piece.working_bytes(most)
+        rows = piece.width * self.weights.dtype.itemsize * most
+        own = min(piece.bytes, rows) if piece in self._tables else piece.bytes
+        return own + fixed + piece.working_bytes(most)
 
     # Steps
 
@@ -238,7 +189,9 @@ class Streaming:
 
     def _surveyed(self, relay: Relay) -> tuple[list[str], list[list[int]]]:
         """The names of the steps' pieces, and the steps that each needs."""
-        found = surveyed(relay, self._load, [one for one in self.pieces if self.requests_of(one)])
+        found = surveyed(
+            relay, self._load, [one for one in self.pieces if self.shares.requests_of(one)]
+        )
         return [piece.name for piece in found.steps], [sorted(one) for one in found.needs]
 
     def _step(
@@ -262,11 +215,11 @@ class Streaming:
         relay.move(step, survey.needs[step])
         wanted = step < last  # the shapes at least, of which something stands in for it
         once = survey.steps.count(piece) == 1
-        requests = self.requests_of(piece) if once else []
+        requests = self.shares.requests_of(piece) if once else []
         with self._load(piece):
-            own = [_loaded(request) for request in requests]
+            own = [renewed(request) for request in requests]
             require_ready([request.layer for request in own])
-            save = _Saved()
+            save = Touched()
             if self._dense and wanted:
                 self._give(relay, step, piece)
             rows, left, passes = self._calibrated(relay, own, save)
@@ -284,15 +237,15 @@ class Streaming:
                 writer.put(batch, output, piece.name)
 
     def _calibrated(
-        self, relay: Relay, requests: Sequence[Request], save: "_Saved"
+        self, relay: Relay, requests: Sequence[Request], save: Touched
     ) -> tuple[list[Row], list[Calibrated], int]:
         """Prune what can be calibrated: its rows, the other layers, and the passes that it took."""
         left = [
-            Calibrated(one.layer, None, self._hidden[one.layer.name])
+            Calibrated(one.layer, None, self.shares.hidden[one.layer.name])
             for one in requests
-            if one.layer.name in self._hidden
+            if one.layer.name in self.shares.hidden
         ]
-        seen = [one for one in requests if one.layer.name not in self._hidden]
+        seen = [one for one in requests if one.layer.name not in self.shares.hidden]
         if not seen:
             return [], left, 0
         calibration = replace(self.calibration, max_bytes=self._left(relay.steps[relay.at]))
@@ -300,11 +253,11 @@ class Streaming:
         rows = self._rows(calibrator, save)
         return rows, left + calibrator.left, calibrator.passes
 
-    def _uncalibrated(self, left: Iterable[Calibrated], save: "_Saved") -> list[Row]:
+    def _uncalibrated(self, left: Iterable[Calibrated], save: Touched) -> list[Row]:
         """Prune what is pruned without inputs: after the piece has given what it gives."""
         return self._rows(left, save)
 
-    def _rows(self, calibrated: Iterable[Calibrated], save: "_Saved") -> list[Row]:
+    def _rows(self, calibrated: Iterable[Calibrated], save: Touched) -> list[Row]:
         found = pruned_layers(self.plan, calibrated, self.seed, self.measure, save)
         return [Row(self._order[layer.name], row) for layer, row in found]
 
@@ -313,16 +266,16 @@ class Streaming:
         done = {id(piece) for piece in survey.steps[: last + 1] if survey.steps.count(piece) == 1}
         rows: list[Row] = []
         for piece in self.pieces:
-            requests = [] if id(piece) in done else self.requests_of(piece)
+            requests = [] if id(piece) in done else self.shares.requests_of(piece)
             if not requests:
                 continue
             with self._load(piece):
-                layers = [_loaded(request).layer for request in requests]
+                layers = [renewed(request).layer for request in requests]
                 require_ready(layers)
-                save = _Saved()
+                save = Touched()
                 rows += self._uncalibrated(
                     [
-                        Calibrated(one, None, self._hidden.get(one.name, UNREACHED))
+                        Calibrated(one, None, self.shares.hidden.get(one.name, UNREACHED))
                         for one in layers
                     ],
                     save,
@@ -330,31 +283,12 @@ class Streaming:
                 changed.update(self._changed(piece, save))
         return rows
 
-    def _changed(self, piece: Piece, save: "_Saved") -> dict[str, torch.Tensor]:
+    def _changed(self, piece: Piece, save: Touched) -> dict[str, torch.Tensor]:
         """The files' tensors that a piece's changed parameters become."""
         values = {name: parameter.detach() for name, _, _, parameter in piece.parameters()}
         own = {
             name: parameter.detach()
             for name, _, _, parameter in piece.parameters()
-            if id(parameter) in save.changed
+            if id(parameter) in save.seen
         }
         return self.weights.changed(own, values)
-
-
-class _Saved:
-    """Notes which parameters are changed; nothing needs to be brought back."""
-
-    def __init__(self) -> None:
-        self.changed: set[int] = set()
-
-    def __call__(self, tensor: torch.Tensor) -> None:
-        self.changed.add(id(tensor))
-
-
-def _loaded(request: Request) -> Request:
-    """The request for a layer whose piece has been loaded since it was found."""
-    layer = request.layer
-    parameter = layer.module._parameters[layer.local_name]
-    if parameter is None:
-        raise ValueError(f"model: {layer.name} is not there")
-    return request._replace(layer=replace(layer, parameter=parameter))

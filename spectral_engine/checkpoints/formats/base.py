@@ -12,7 +12,7 @@ import reprlib
 import stat
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +76,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
         """A private copy on the CPU; CheckpointError if torch lacks the dtype."""
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor | None:
+        """Rows of a tensor by their numbers, each of which is there; None without less reading."""
+        return None
 
     @property
     @abstractmethod

@@ -13,7 +13,7 @@ Source: the format page of https://github.com/huggingface/safetensors.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,13 +107,18 @@ class SafetensorsFile(CheckpointFile):
 
     def read(self, name: str) -> torch.Tensor:
         entry = self._entries[name]
-        dtype = TORCH_DTYPES.get(entry.dtype)
-        if dtype is None:
-            raise CheckpointError(
-                self.path, f"{brief(name)} to have a dtype that torch can hold", entry.dtype
-            )
-        tensor = torch.empty(entry.shape, dtype=dtype)
+        tensor = torch.empty(entry.shape, dtype=self._readable(name))
         self._fill(as_bytes(tensor), entry.start)
+        return tensor
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor | None:
+        entry = self._entries[name]
+        if not entry.shape:
+            return None
+        tensor = torch.empty((len(rows), *entry.shape[1:]), dtype=self._readable(name))
+        memory, size = as_bytes(tensor), tensor[:1].nbytes
+        for place, row in enumerate(rows):
+            self._fill(memory[place * size : (place + 1) * size], entry.start + row * size)
         return tensor
 
     def write(self, file: BinaryIO, edit: Edit) -> None:
@@ -123,6 +128,14 @@ class SafetensorsFile(CheckpointFile):
 
     def close(self) -> None:
         self._file.close()
+
+    def _readable(self, name: str) -> torch.dtype:
+        dtype = self.dtype(name)
+        if isinstance(dtype, str):
+            raise CheckpointError(
+                self.path, f"{brief(name)} to have a dtype that torch can hold", dtype
+            )
+        return dtype
 
     def _write_tensor(self, name: str, file: BinaryIO, edit: Edit) -> None:
         """One tensor, in a function of its own, to let it go before the next one is read."""

@@ -26,12 +26,14 @@ class Stored:
 
     files, names: what they are called in the files and in the model.
     load: from the files' tensors to the model's. store: back again.
+    same: whether it is one tensor, which is the model's as it is.
     """
 
     files: tuple[str, ...]
     names: tuple[str, ...]
     load: Callable[[Tensors], Tensors]
     store: Callable[[Tensors], Tensors]
+    same: bool = False
 
 
 class FileWeights:
@@ -78,6 +80,25 @@ class FileWeights:
             for one, value in made.items():
                 found.setdefault(one, self._cast(value))
         return found
+
+    def rows(self, name: str, rows: Sequence[int]) -> torch.Tensor | None:
+        """Rows of a parameter, by its name in the model.
+
+        Args:
+            rows: their numbers, each one that is there.
+
+        Returns:
+            (len(rows), ...), or None where the files give only the whole.
+        """
+        stored = self._of(name)
+        if not stored or not stored[0].same:
+            return None
+        found = self._checkpoint.read_rows(stored[0].files[0], rows)
+        return None if found is None else self._cast(found)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of a parameter that `rows` gives."""
+        return self._checkpoint.shape(self._of(name)[0].files[0])
 
     def has(self, name: str) -> bool:
         """Whether the files have this parameter or buffer."""
@@ -147,6 +168,16 @@ class FileWeights:
         return value.to(self.dtype) if value.is_floating_point() else value
 
 
+class Touched:
+    """Notes which parameters are changed, by their `id` in `seen`; nothing is brought back."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def __call__(self, tensor: torch.Tensor) -> None:
+        self.seen.add(id(tensor))
+
+
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The floating dtype that most of a checkpoint's entries have: the model runs in it.
 
@@ -195,7 +226,7 @@ def _all_stored(
         if name is None or tuple(shapes[name]) != checkpoint.shape(file):
             left.append(file)
         else:
-            yield Stored((file,), (name,), _renaming(file, name), _renaming(name, file))
+            yield Stored((file,), (name,), _renaming(file, name), _renaming(name, file), True)
     for files, names, load, store in conversions_of(model, left):
         meta = {file: torch.empty(checkpoint.shape(file), device="meta") for file in files}
         made = {name: tuple(value.shape) for name, value in load(meta).items()}

@@ -147,7 +147,7 @@ def test_one_block_is_loaded_at_a_time(tmp_path, known, monkeypatch):
     monkeypatch.setattr(spectral_engine.streaming.run, "loaded", Watched)
     se.prune_file(source, tmp_path / "out", "wanda", 0.5, calibration=batches())
     assert max(map(loads.count, loads)) == 3  # the whole, by itself, and to prune
-    assert set(loads) == {"embed", "blocks.0", "blocks.1", "blocks.2", "head"}
+    assert set(loads) == {"blocks.0", "blocks.1", "blocks.2", "head"}  # and rows of the table
 
 
 def test_what_is_not_pruned_behind_the_last_block_is_not_run(tmp_path, known, monkeypatch):
@@ -164,7 +164,7 @@ def test_what_is_not_pruned_behind_the_last_block_is_not_run(tmp_path, known, mo
 
     monkeypatch.setattr(spectral_engine.streaming.run, "loaded", noted)
     se.prune_file(source, tmp_path / "out", "wanda", 0.5, calibration=batches(), ignore="head")
-    assert {*seen} == {"embed", "blocks.0", "blocks.1", "blocks.2"}
+    assert {*seen} == {"blocks.0", "blocks.1", "blocks.2"}
 
 
 def test_a_block_is_let_go_of_at_once(tmp_path, known, monkeypatch):
