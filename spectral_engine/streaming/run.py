@@ -26,10 +26,11 @@ from spectral_engine.layers.ready import require_ready
 from spectral_engine.pruning.model import pruned_layers
 from spectral_engine.pruning.plan import ModelPlan
 from spectral_engine.pruning.report import LayerReport
+from spectral_engine.streaming.files.lookup import looked_up, tables_of
+from spectral_engine.streaming.files.rows import Row, in_order, plain_rows, rows_of
 from spectral_engine.streaming.files.shelf import Shelf
 from spectral_engine.streaming.files.unfinished import Unfinished
 from spectral_engine.streaming.files.weights import FileWeights, Touched
-from spectral_engine.streaming.lookup import looked_up, tables_of
 from spectral_engine.streaming.pieces import (
     Piece,
     loaded,
@@ -39,7 +40,6 @@ from spectral_engine.streaming.pieces import (
 )
 from spectral_engine.streaming.reaching import Reaching
 from spectral_engine.streaming.relay import Relay
-from spectral_engine.streaming.rows import Row, in_order, plain_rows, rows_of
 from spectral_engine.streaming.shares import Shares, renewed
 from spectral_engine.streaming.survey import Survey, surveyed
 

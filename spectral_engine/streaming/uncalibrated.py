@@ -22,9 +22,9 @@ from spectral_engine.distributed.owners import errors_of_all
 from spectral_engine.pruning.file import FilePlan, Kept, prune_tensors
 from spectral_engine.pruning.report import LayerReport, PruneReport
 from spectral_engine.streaming.files.fingerprint import fingerprint_of
+from spectral_engine.streaming.files.rows import Row, plain_rows, rows_of
 from spectral_engine.streaming.files.unfinished import Resume, unfinished_run
 from spectral_engine.streaming.folder import versions
-from spectral_engine.streaming.rows import Row, plain_rows, rows_of
 
 #: Makes the target of a pruned file or folder that is complete.
 Finish = Callable[[Path], None]

@@ -14,8 +14,8 @@ import spectral_engine as se
 import spectral_engine.streaming.folder
 from spectral_engine.checkpoints import open_checkpoint
 from spectral_engine.checkpoints.formats.safetensors_format import SafetensorsFile
+from spectral_engine.streaming.files.lookup import is_table, looked_up
 from spectral_engine.streaming.files.weights import FileWeights
-from spectral_engine.streaming.lookup import is_table, looked_up
 from spectral_engine.streaming.pieces import Piece
 from tests.support.streaming.block_models import (
     Decoder,
