@@ -10,6 +10,7 @@ peak is that of the whole process so far.
 
 import copy
 import fnmatch
+import platform
 import resource
 import time
 from collections.abc import Callable
@@ -127,6 +128,8 @@ def main(
     network = load(model, calibration=calibration, held_out=held_out, length=length)
     head = {
         "task": "language", "model": model.name, "data": network.data,
+        "versions": f"spectral-engine {se.__version__}, python {platform.python_version()}, "
+        f"torch {torch.__version__}",
         "command": f"python -m bench.quality.language --model MODEL --length {length} "
         f"--calibration {calibration} --held-out {held_out} --steps {steps}"
         + "".join(f" --targets '{one}'" for one in targets or []),

@@ -73,12 +73,12 @@ def row_entries(src, i, m, j, n, COLUMNS: tl.constexpr):
 
 @triton.jit
 def row_l1(
-    src, sums, m: tl.int64, units: tl.int64, bits: tl.int32,
+    src, sums, m: tl.int64, units: tl.int64, places: tl.int32,
     UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """sums float64 (m,): ||A_i||_1, summed in integers as `rows.row_l1` does; ROWS rows a program.
 
-    Moves two reads of the matrix, the second from the cache. `bits` is `fixed_point_shift(n, 0)`.
+    Moves two reads of the matrix, the second from the cache. `places` is `fixed_point_shift(n, 0)`.
     """
     n = units * UNIT
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS).to(tl.int64)
@@ -89,7 +89,7 @@ def row_l1(
         j += COLUMNS
     # As float64 even the least subnormal has an exponent field: 1022 more than frexp's exponent.
     field = (largest.to(tl.float64).to(tl.uint64, bitcast=True) >> 52).to(tl.int64) & 0x7FF
-    shift = tl.where(largest > 0, bits - (field - 1022), 0)
+    shift = tl.where(largest > 0, places - (field - 1022), 0)
     factor = ((shift + 1023) << 52).to(tl.float64, bitcast=True)
     inverse = ((1023 - shift) << 52).to(tl.float64, bitcast=True)
     total = tl.zeros((ROWS,), tl.int64)
