@@ -9,6 +9,7 @@ follows of the model as a whole, see `whole.py`, is only done if asked.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,22 +127,13 @@ def _fit_blocks(
             if not examples:
                 report.left[name] = "no batch reached it"
                 continue
-            try:
-                fitted = fit(unit, _own(zeros, name), _shared(model, unit), examples, settings)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, NotImplementedError) as error:  # an operator without a gradient
-                report.left[name] = f"it cannot be trained: {str(error).splitlines()[0]}"
-                continue
-            del examples
-            kept = fitted.after < fitted.before
-            if kept:
-                _take_over(unit, fitted, save)
-            row = BlockReport(
-                name, fitted.before, fitted.after, kept, time.perf_counter() - begun
-            )  # fmt: skip
-            report.blocks.append(row)
-            show(row)
+            own, shared = _own(zeros, name), _shared(model, unit)
+            fitting = partial(fit, unit, own, shared, examples, settings)
+            row = _fitted(name, unit, fitting, begun, save, report)
+            del examples, fitting
+            if row is not None:
+                report.blocks.append(row)
+                show(row)
 
 
 def _fit_whole(
@@ -150,19 +142,32 @@ def _fit_whole(
     report: ReconstructReport,
 ) -> None:  # fmt: skip
     """The model as it is now, trained as a whole."""
-    begun = time.perf_counter()
+    trained = partial(
+        fit_whole, model, dense, calibration, zeros, settings.whole, settings.whole_rate
+    )
+    report.whole = _fitted(WHOLE, model, trained, time.perf_counter(), save, report)
+
+
+def _fitted(
+    name: str, module: nn.Module, fit: Callable[[], Fitted], begun: float,
+    save: Callable[[torch.Tensor], None], report: ReconstructReport,
+) -> BlockReport | None:  # fmt: skip
+    """The row of a module that takes over what it is fitted to, if that is better.
+
+    None where it has an operator without a gradient; the report says so. `begun` is when its turn
+    came.
+    """
     try:
-        fitted = fit_whole(model, dense, calibration, zeros, settings.whole, settings.whole_rate)
+        fitted = fit()
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, NotImplementedError) as error:  # an operator without a gradient
-        report.left[WHOLE] = f"it cannot be trained: {str(error).splitlines()[0]}"
-        return
+    except (RuntimeError, NotImplementedError) as error:
+        report.left[name] = f"it cannot be trained: {str(error).splitlines()[0]}"
+        return None
     kept = fitted.after < fitted.before
     if kept:
-        _take_over(model, fitted, save)
-    seconds = time.perf_counter() - begun
-    report.whole = BlockReport(WHOLE, fitted.before, fitted.after, kept, seconds)
+        _take_over(module, fitted, save)
+    return BlockReport(name, fitted.before, fitted.after, kept, time.perf_counter() - begun)
 
 
 def _zeros(model: nn.Module, dense: nn.Module) -> tuple[dict[str, torch.Tensor], set[str]]:
